@@ -1,0 +1,177 @@
+"""The manifest: how a hospital says what it holds.
+
+A folder of patients holds ``manifest.yaml`` and a patient table (CSV or Parquet) with one row per patient visit::
+
+    schema_version: 1
+    site: riverside
+    patients: patients.csv
+    patient: patient_id            # column that names the patient; never leaves the site
+    visit: visit_id                # column that names the visit
+    labels: {death: died}          # output of the task: column (0/1); {class: column} for a multiclass task
+    modalities:
+      cxr:       {kind: image, column: cxr}                          # the cell holds a path: DICOM or PNG
+      labs:      {kind: series, column: labs, key: visit_id, time: hour,
+                  variables: {creatinine: {column: crea, unit: mg/dL}}}
+      notes:     {kind: text, column: note}                          # a path; `inline: true`: the text itself
+      admission: {kind: table, column: admission, key: visit_id,     # a path; without `column`: the patient table
+                  variables: {age: {column: age, unit: years}, sex: {column: sex, codes: {M: male, F: female}}}}
+
+An empty cell is a missing modality. Paths are relative to the manifest's folder and may not leave it. ``key`` says that the file
+holds many visits and which of its columns names the visit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import field
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from common.errors import ConsiliumError, nearest
+from common.task import STRICT, Kind, Task
+
+FILE_NAME = "manifest.yaml"
+
+
+@dataclass(frozen=True, config=STRICT)
+class Variable:
+    """Where a feature of the task is found in the hospital's file.
+
+    Attributes:
+        column: Column of the file.
+        unit: Unit of that column; must equal the task's.
+        codes: The hospital's code -> the task's category.
+    """
+
+    column: str
+    unit: str = ""
+    codes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Source:
+    """Where a modality is found.
+
+    Attributes:
+        kind: Kind of the modality; must equal the task's.
+        column: Column of the patient table with the file's path (or with the text, if ``inline``).
+        key: Column of that file which names the visit, if it holds many.
+        time: Column with hours since the start of the visit (``series``).
+        inline: Whether the cell is the text itself (``text``).
+        encoding: Encoding of text files.
+        variables: Feature of the task -> column of the file.
+    """
+
+    kind: Kind
+    column: str | None = None
+    key: str | None = None
+    time: str = "hour"
+    inline: bool = False
+    encoding: str = "utf-8"
+    variables: dict[str, Variable] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Limits:
+    """What this hospital allows, whatever the server asks.
+
+    Attributes:
+        bad_rows: Largest share of patient rows with a fault before the site refuses to take part.
+        epochs: Most local epochs per message.
+        architectures: Largest teacher that the hardware carries.
+        min_count: Counts below this are not told to the server.
+    """
+
+    bad_rows: float = Field(default=0.05, ge=0, le=1)
+    epochs: int = Field(default=50, ge=1)
+    largest: Literal["linear", "small", "base"] = "base"
+    min_count: int = Field(default=5, ge=1)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Manifest:
+    """What a hospital, or the server's reference set, holds.
+
+    Attributes:
+        site: Name of the site.
+        patients: Patient table, relative to the manifest's folder.
+        patient: Its column that names the patient.
+        visit: Its column that names the visit.
+        labels: Output of the task -> column; empty for an unlabelled reference set.
+        modalities: Modality of the task -> where it is found.
+        role: ``train`` splits the patients; with ``evaluate`` all of them are test patients.
+        split: Column that fixes the split (``train``, ``meta``, ``validation``, ``test``) instead of the seeded one.
+        limits: What this hospital allows.
+        schema_version: Version of this format.
+    """
+
+    site: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+    patients: str
+    patient: str
+    visit: str
+    modalities: dict[str, Source]
+    labels: dict[str, str] = field(default_factory=dict)
+    role: Literal["train", "evaluate"] = "train"
+    split: str | None = None
+    limits: Limits = field(default_factory=Limits)
+    schema_version: Literal[1] = 1
+
+
+def load_manifest(path: Path) -> Manifest:
+    """Reads and checks a manifest.
+
+    Args:
+        path: The manifest file, or the folder that holds it.
+
+    Raises:
+        ConsiliumError: If the file is missing, is no YAML, or does not fit the format. Cell values are not quoted.
+    """
+    file = path / FILE_NAME if path.is_dir() else path
+    if not file.is_file():
+        raise ConsiliumError(f"No manifest at {file}. Write one (format: README, 'Your hospital's files') or correct the path.")
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConsiliumError(f"{file} is not valid YAML ({type(error).__name__}). Check its indentation and quotes.") from None
+    try:
+        return TypeAdapter(Manifest).validate_python(raw)
+    except ValidationError as error:
+        faults = [
+            f"{'.'.join(map(str, e['loc'])) or 'manifest'}: {e['msg']}" for e in error.errors(include_input=False, include_url=False)
+        ]
+        raise ConsiliumError(f"{file} does not fit the manifest format: {'; '.join(faults)}.") from None
+
+
+def check_against_task(manifest: Manifest, task: Task) -> None:
+    """Checks that a manifest speaks of the task's modalities in the task's kinds, units and codes.
+
+    Raises:
+        ConsiliumError: Naming the first modality, variable, unit or code that differs, and the nearest valid one.
+    """
+    where = f"Manifest of site '{manifest.site}'"
+    for label in manifest.labels:
+        if label not in task.label_columns:
+            raise ConsiliumError(f"{where}: label '{label}' is not in task '{task.name}'{nearest(label, task.label_columns)}")
+    for name, source in manifest.modalities.items():
+        if name not in task.modalities:
+            raise ConsiliumError(f"{where}: modality '{name}' is not in task '{task.name}'{nearest(name, task.modalities)}")
+        modality = task.modalities[name]
+        if source.kind != modality.kind:
+            raise ConsiliumError(f"{where}: modality '{name}' is of kind '{source.kind}', the task needs '{modality.kind}'.")
+        if source.column is None and source.kind != "table":
+            raise ConsiliumError(f"{where}: modality '{name}' needs 'column', the patient-table column that points at its files.")
+        for feature, variable in source.variables.items():
+            if feature not in modality.features:
+                raise ConsiliumError(f"{where}: '{name}' has no variable '{feature}'{nearest(feature, modality.features)}")
+            wanted = modality.features[feature]
+            if variable.unit != wanted.unit:
+                raise ConsiliumError(
+                    f"{where}: '{name}.{feature}' is in '{variable.unit}', the task counts it in '{wanted.unit}'. "
+                    "Convert the column and correct the unit."
+                )
+            for code in variable.codes.values():
+                if code not in wanted.codes:
+                    raise ConsiliumError(f"{where}: '{name}.{feature}' maps to unknown category '{code}'{nearest(code, wanted.codes)}")

@@ -1,0 +1,27 @@
+"""The one kind of error that users see."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ConsiliumError(Exception):
+    """A fault that a user can mend.
+
+    The message says what happened, where, and what to do next. It never holds a patient identifier, because Flower
+    sends the text of an exception from a site to the server.
+    """
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Returns ``"; did you mean 'x'? Known: a, b, c"`` for an unknown word.
+
+    Args:
+        word: What the user wrote.
+        known: Every valid name.
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.0)
+    hint = f"; did you mean '{close[0]}'?" if close else "."
+    return f"{hint} Known: {', '.join(names) or 'none'}"

@@ -1,0 +1,100 @@
+"""What is predicted from what: the task, its modalities and their features."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import field
+from typing import Literal
+
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+
+Kind = Literal["image", "series", "text", "table"]
+TaskType = Literal["binary", "multilabel", "multiclass"]
+STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, config=STRICT)
+class Feature:
+    """One variable of a table or a time series.
+
+    Attributes:
+        unit: UCUM unit in which the task counts the variable; empty for a pure number.
+        codes: Categories, in order, if the variable is categorical (tables only).
+    """
+
+    unit: str = ""
+    codes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, config=STRICT)
+class Modality:
+    """One source of information about a patient.
+
+    Attributes:
+        kind: How it is read and which encoders fit it.
+        features: Variables by name, in order (``table`` and ``series``).
+        steps: Time steps kept from the start of the visit (``series``).
+        step_hours: Length of a step in hours; values within a step are averaged (``series``).
+        pixels: Edge length to which an image is resampled (``image``).
+        buckets: Number of hash buckets for words (``text``).
+        tokens: Words kept per text; the rest is cut (``text``).
+    """
+
+    kind: Kind
+    features: dict[str, Feature] = field(default_factory=dict)
+    steps: int = Field(default=24, ge=1)
+    step_hours: float = Field(default=1.0, gt=0)
+    pixels: int = Field(default=32, ge=8)
+    buckets: int = Field(default=2048, ge=16)
+    tokens: int = Field(default=128, ge=1)
+
+    @model_validator(mode="after")
+    def _features_where_needed(self) -> Modality:
+        if self.kind in ("table", "series") and not self.features:
+            raise ValueError(f"a modality of kind '{self.kind}' needs 'features'")
+        return self
+
+
+@dataclass(frozen=True, config=STRICT)
+class Task:
+    """What is predicted from what.
+
+    Attributes:
+        name: Name of the task.
+        type: ``binary`` and ``multilabel`` predict every output by itself, ``multiclass`` exactly one of them.
+        outputs: Names of the outputs, in the order of the logits. A binary task has one.
+        modalities: Modalities by name, in the order of the modality weights.
+    """
+
+    name: str
+    type: TaskType
+    outputs: tuple[str, ...]
+    modalities: dict[str, Modality]
+
+    @model_validator(mode="after")
+    def _outputs_fit_type(self) -> Task:
+        if self.type == "binary" and len(self.outputs) != 1:
+            raise ValueError("a binary task has exactly one output")
+        if self.type == "multiclass" and len(self.outputs) < 2:
+            raise ValueError("a multiclass task needs at least two outputs")
+        if not self.modalities:
+            raise ValueError("a task needs at least one modality")
+        return self
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """Keys under ``labels`` in a manifest: one per output, or the single ``class`` of a multiclass task."""
+        return ("class",) if self.type == "multiclass" else self.outputs
+
+
+def pattern_name(modalities: Iterable[str]) -> str:
+    """Returns the name of a modality pattern: the sorted names joined by ``+``."""
+    return "+".join(sorted(modalities))
+
+
+def patterns(modalities: Iterable[str]) -> list[tuple[str, ...]]:
+    """Returns every non-empty subset of the modalities, small ones first."""
+    names = sorted(modalities)
+    return [p for k in range(1, len(names) + 1) for p in itertools.combinations(names, k)]
