@@ -1,0 +1,112 @@
+"""What a benchmark is, and how the ones in this folder are found.
+
+A benchmark is one module beside this one that holds ``BENCHMARK = Benchmark(...)``; nothing else has to know of it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import simulations.benchmarks
+from common.errors import ConsiliumError, nearest
+from common.task import TaskType
+
+Mark = Literal["published", "second-hand", "not found", "measured"]
+
+Prepare = Callable[[Path, int, int, str | None, bool], dict[str, Any]]
+"""``prepare(folder, seed, fold, variant, masked)`` writes the sites of one cell as sub-folders of ``folder``.
+
+``masked``: whether the hospitals lack the modalities that the protocol takes from them. Returns a JSON-able mapping:
+
+* ``n``: counts of the cohort after every filter (patients, stays, events, sites), the same for every seed and fold;
+* ``exclusions``: reason -> how many it removed, likewise;
+* ``data_version``: the data set and its version;
+* ``data_checksum``: hex digest of what was read and how it was split.
+
+It raises ``ConsiliumError`` if the data are not there, and holds no state: it runs in a process of its own.
+"""
+
+
+@dataclass(frozen=True)
+class Published:
+    """One figure that others reported, to stand beside ours.
+
+    Attributes:
+        method: Who reached it.
+        metric: Name of the metric.
+        value: The figure in [0, 1] or in the task's units; None if it could not be found.
+        mark: How good the evidence is; ``measured``: by us, beforehand, with a model that is no part of this project.
+        source: Where it stands.
+        pattern: Modality pattern that it was tested on.
+        output: Output of the task; None is all of them.
+        n: Test rows; None if not told.
+    """
+
+    method: str
+    metric: str
+    value: float | None
+    mark: Mark
+    source: str
+    pattern: str = "all"
+    output: str | None = None
+    n: int | None = None
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A task on a data set with a protocol, the methods that are compared on it, and the figures of others.
+
+    Attributes:
+        name: Name on the command line.
+        title: What is predicted from what, on which patients, in one line.
+        experiment: Hydra experiment that configures the method.
+        data: Whether the patients are real.
+        task_type: What the outputs mean together.
+        modalities: Names of the modalities; every non-empty subset of them is a pattern.
+        prepare: Writes the sites of a cell.
+        methods: Methods that are compared, in the order of the table.
+        folds: Number of test folds; their test rows together are the cohort.
+        seeds: Number of seeds unless the user says otherwise: 0, 1, ...
+        variants: Protocols under other assumptions; None is the main one.
+        metrics: Metrics in the order of the table, the main one first.
+        published: Figures of others.
+    """
+
+    name: str
+    title: str
+    experiment: str
+    data: Literal["real", "generated"]
+    task_type: TaskType
+    modalities: tuple[str, ...]
+    prepare: Prepare
+    methods: tuple[str, ...]
+    folds: int = 1
+    seeds: int = 3
+    variants: tuple[str | None, ...] = (None,)
+    metrics: tuple[str, ...] = ("auroc", "auprc", "accuracy", "f1")
+    published: tuple[Published, ...] = ()
+
+
+def benchmarks() -> dict[str, Benchmark]:
+    """Returns every benchmark of this folder by name, sorted."""
+    package = simulations.benchmarks
+    modules = [importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
+    found = [m.BENCHMARK for m in modules if hasattr(m, "BENCHMARK")]
+    return {b.name: b for b in sorted(found, key=lambda b: str(b.name))}
+
+
+def get(name: str) -> Benchmark:
+    """Returns the benchmark of that name.
+
+    Raises:
+        ConsiliumError: If there is none, naming the nearest.
+    """
+    known = benchmarks()
+    if name not in known:
+        raise ConsiliumError(f"There is no benchmark '{name}'{nearest(name, known)}")
+    return known[name]
