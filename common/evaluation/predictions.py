@@ -1,0 +1,135 @@
+"""Predictions for every modality pattern, and what of their metrics may be released."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from common.data.cohort import Batch, Cohort
+from common.evaluation.metrics import metrics
+from common.models.ensemble import GROUP_SEPARATOR, Calibration, Ensembles, consilium
+from common.models.student import Student
+from common.task import Task, TaskType, pattern_name, patterns
+
+ALL = "all"
+STUDENT = "student"
+TEACHERS = "teachers"
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """Something that predicts.
+
+    Attributes:
+        name: ``student``, ``teachers``, ``teacher:<modality>`` (its ensemble) or ``teacher:<modality>/<architecture>``.
+        logits: From a batch to logits [B, C].
+        only: The single modality that it can read, if so.
+    """
+
+    name: str
+    logits: Callable[[Batch], Tensor]
+    only: str | None = None
+
+
+def student_speaker(student: Student) -> Speaker:
+    """Returns the student: unimodal head for a lone modality, fused head else."""
+    return Speaker(STUDENT, lambda batch: student(batch).prediction())
+
+
+def teachers_speakers(ensembles: Ensembles, calibration: Calibration, omega: Tensor) -> list[Speaker]:
+    """Returns the consilium, every modality's ensemble and every single teacher."""
+
+    def together(batch: Batch) -> Tensor:
+        logits = ensembles(batch)
+        alone = batch.present.sum(1, keepdim=True) == 1
+        return torch.where(alone, logits.sum(1), consilium(logits, batch.present, omega.softmax(1), calibration))
+
+    task = ensembles.task
+    found = [Speaker(TEACHERS, together)] if ensembles.modalities() == set(task.modalities) else []
+    for at, name in enumerate(task.modalities):
+        if name in ensembles.modalities():
+            found.append(Speaker(f"teacher:{name}", lambda batch, at=at: ensembles(batch)[:, at], name))  # type: ignore[misc]
+    for group, teacher in ensembles.members.items():
+        name = group.split(GROUP_SEPARATOR)[0]
+        found.append(Speaker(f"teacher:{group}", lambda batch, t=teacher, m=name: t(batch.inputs[m]), name))  # type: ignore[misc]
+    return found
+
+
+def probabilities(kind: TaskType, logits: Tensor) -> Tensor:
+    """Returns probabilities [B, C]."""
+    return logits.softmax(1) if kind == "multiclass" else logits.sigmoid()
+
+
+@torch.no_grad()
+def predict_patterns(cohort: Cohort, speakers: Sequence[Speaker]) -> pd.DataFrame:
+    """Predicts every visit of a model-ready cohort for every pattern that it can form.
+
+    Returns:
+        One line per pattern, speaker, visit and output, with columns ``row``, ``patient`` (numbers within the cohort), ``pattern``,
+        ``model``, ``output``, ``score`` (probability) and ``label`` (0 or 1). Pattern ``all`` is every visit with what it has.
+    """
+    task = cohort.task
+    names = list(task.modalities)
+    frames: list[pd.DataFrame] = []
+    for pattern in [None, *patterns(names)]:
+        kept = torch.tensor([pattern is None or n in pattern for n in names])
+        visits = cohort if pattern is None else cohort.select(cohort.present[:, kept].all(1).numpy())
+        if not len(visits):
+            continue
+        batch = visits.batch().masked(kept)
+        for speaker in speakers:
+            if speaker.only is not None and pattern != (speaker.only,):
+                continue
+            scores = probabilities(task.type, speaker.logits(batch)).numpy()
+            frames.append(_frame(visits, scores, ALL if pattern is None else pattern_name(pattern), speaker.name))
+    columns = ["row", "patient", "pattern", "model", "output", "score", "label"]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
+
+
+def _frame(visits: Cohort, scores: np.ndarray[Any, Any], pattern: str, model: str) -> pd.DataFrame:
+    outputs = visits.task.outputs
+    labels = visits.labels.numpy()
+    table = np.eye(len(outputs))[labels] if labels.ndim == 1 else labels
+    return pd.DataFrame(
+        {
+            "row": np.repeat(visits.row, len(outputs)),
+            "patient": np.repeat(visits.patient, len(outputs)),
+            "pattern": pattern,
+            "model": model,
+            "output": np.tile(np.array(outputs), len(visits)),
+            "score": scores.ravel().astype(np.float64),
+            "label": table.ravel().astype(np.float64),
+        }
+    )
+
+
+def arrays_of(predictions: pd.DataFrame, task: Task) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Returns scores [N, C] and labels ([N, C], or int [N] for multi-class) of one pattern and speaker."""
+    shape = (-1, len(task.outputs))
+    scores, labels = predictions["score"].to_numpy().reshape(shape), predictions["label"].to_numpy().reshape(shape)
+    return scores, labels.argmax(1) if task.type == "multiclass" else labels
+
+
+def released_rows(predictions: pd.DataFrame, task: Task, least: int) -> tuple[list[dict[str, Any]], int]:
+    """Returns the metrics that may leave the site, and the number of cells withheld.
+
+    A cell (speaker, pattern) is withheld if it rests on fewer than ``least`` visits, or on fewer events or non-events of any output: a
+    metric on a handful of patients tells about them.
+    """
+    rows: list[dict[str, Any]] = []
+    withheld = 0
+    for (model, pattern), part in predictions.groupby(["model", "pattern"], sort=True):
+        positives = part.groupby("output")["label"].agg(["sum", "count"])
+        n = int(positives["count"].iloc[0])
+        if int(positives["sum"].min()) < least or int((positives["count"] - positives["sum"]).min()) < least:
+            withheld += 1
+            continue
+        values = metrics(task.type, *arrays_of(part, task))
+        rows += [{"model": model, "pattern": pattern, "metric": m, "value": float(v), "n": n} for m, v in values.items()]
+    return rows, withheld
