@@ -1,0 +1,24 @@
+"""What every test may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def pytest_configure() -> None:
+    # Tests run in parallel on few cores; more threads per process only slow each other down.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Folder with the public data sets; a test that needs it is skipped where there is none."""
+    root = os.environ.get("CONSILIUM_DATA")
+    if not root or not Path(root).is_dir():
+        pytest.skip("CONSILIUM_DATA does not name a folder with the public data sets")
+    return Path(root)

@@ -1,0 +1,181 @@
+"""The launcher is tried with a Flower app of a few lines, so that only the launcher can fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from common.errors import ConsiliumError
+from simulations import launch
+
+PYPROJECT = """
+[project]
+name = "trial"
+version = "0.1.0"
+description = "Trial"
+license = "Apache-2.0"
+dependencies = ["torch>=99"]
+
+[tool.flwr.app]
+publisher = "consilium"
+
+[tool.flwr.app.components]
+serverapp = "server.app:app"
+clientapp = "client.app:app"
+
+[tool.flwr.app.config]
+experiment = ""
+overrides = ""
+run-dir = ""
+"""
+SERVER = """
+import json, os, time
+from pathlib import Path
+from flwr.app import Message, RecordDict
+from flwr.serverapp import ServerApp
+
+app = ServerApp()
+
+@app.main()
+def main(grid, context):
+    config = dict(context.run_config)
+    folder = Path(config["run-dir"])
+    (folder / "started").touch()
+    if config["experiment"] == "fail":
+        raise RuntimeError("quorum not reached: 1 of 2")
+    if config["experiment"] == "hang":
+        time.sleep(600)
+    messages = [Message(RecordDict(), dst_node_id=node, message_type="query") for node in grid.get_node_ids()]
+    replies = [dict(reply.content["said"]) for reply in grid.send_and_receive(messages)]
+    (folder / "said.json").write_text(json.dumps({"config": config, "replies": replies, "env": dict(os.environ)}))
+"""
+CLIENT = """
+import os
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+app = ClientApp()
+
+@app.query()
+def query(message, context):
+    said = {"sites": os.environ["CONSILIUM_SITES"], "file": __file__, "partition": context.node_config["partition-id"]}
+    return Message(RecordDict({"said": ConfigRecord(said)}), reply_to=message)
+"""
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    folder = tmp_path / "app"
+    for name, text in {"pyproject.toml": PYPROJECT, "server/app.py": SERVER, "client/app.py": CLIENT}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    for room in ("server", "client"):
+        (folder / room / "__init__.py").touch()
+    return folder
+
+
+def left_behind(sites: Path) -> list[str]:
+    """Command lines of processes that still know the run's sites folder."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("CONSILIUM_SITES") == str(sites):
+                found.append(" ".join(process.cmdline()))
+        except psutil.Error:
+            continue
+    return found
+
+
+def run(app: Path, tmp_path: Path, experiment: str, *, timeout_s: float = 60, overrides: tuple[str, ...] = ()) -> Path:
+    launch.run_flower(
+        experiment=experiment,
+        overrides=overrides,
+        run_dir=tmp_path / "run",
+        sites=tmp_path / "sites",
+        num_supernodes=2,
+        timeout_s=timeout_s,
+        app=app,
+        show=False,
+    )
+    return tmp_path / "run"
+
+
+def test_a_run_completes_isolated_from_others_and_leaves_nothing(
+    app: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = socket.create_server(("127.0.0.1", 0))
+    ports = [taken.getsockname()[1], launch._free_port()]
+    monkeypatch.setattr(launch, "_free_port", lambda: ports.pop(0))
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "foreign"))
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setenv("PYTHONPATH", str(launch.project_root()))
+    overrides = ("distill.temperature=4", "modalities=['a b',c]")
+    with taken:
+        folder = run(app, tmp_path, "talk", overrides=overrides)
+    said = json.loads((folder / "said.json").read_text(encoding="utf-8"))
+    assert not ports
+    assert said["config"]["run-dir"] == str(folder)
+    assert launch.shlex.split(said["config"]["overrides"]) == list(overrides)
+    assert sorted(reply["partition"] for reply in said["replies"]) == [0, 1]
+    assert {reply["sites"] for reply in said["replies"]} == {str(tmp_path / "sites")}
+    assert not any(Path(reply["file"]).is_relative_to(launch.project_root()) for reply in said["replies"])
+    assert said["env"]["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert said["env"]["OMP_NUM_THREADS"] == "1"
+    assert not Path(said["env"]["FLWR_HOME"]).exists()
+    assert not (tmp_path / "foreign").exists()
+    assert not left_behind(tmp_path / "sites")
+
+
+def test_a_failed_run_raises_with_the_reason_and_the_log(app: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConsiliumError, match=r"finished:failed.*quorum not reached: 1 of 2.*flower\.log"):
+        run(app, tmp_path, "fail")
+    assert "RuntimeError: quorum not reached" in (tmp_path / "run" / "flower.log").read_text(encoding="utf-8")
+    assert not left_behind(tmp_path / "sites")
+
+
+def test_an_app_that_cannot_be_submitted_raises_and_points_at_the_log(tmp_path: Path) -> None:
+    with pytest.raises(ConsiliumError, match=r"did not run the app in .*nowhere.*flower\.log"):
+        run(tmp_path / "nowhere", tmp_path, "talk")
+    assert not left_behind(tmp_path / "sites")
+
+
+def test_a_run_that_takes_too_long_is_ended(app: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConsiliumError, match="took too long"):
+        run(app, tmp_path, "hang", timeout_s=3)
+    assert not left_behind(tmp_path / "sites")
+
+
+@pytest.mark.parametrize(("number", "when"), [(signal.SIGINT, "started"), (signal.SIGTERM, "superlink.log")])
+def test_a_launcher_that_is_told_to_stop_ends_what_it_started(
+    app: Path, tmp_path: Path, number: signal.Signals, when: str
+) -> None:
+    code = (
+        "import sys; from pathlib import Path; from simulations.launch import run_flower; "
+        "run_flower(experiment='hang', overrides=(), run_dir=Path('run'), sites=Path('sites'), num_supernodes=2, "
+        "timeout_s=60, app=Path('app'), show=False)"
+    )
+    env = os.environ | {"PYTHONPATH": str(launch.project_root())}
+    launcher = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / when).exists() or not left_behind(tmp_path / "sites"):
+        assert launcher.poll() is None, "the launcher ended by itself"
+        assert time.monotonic() < deadline, "the run did not start"
+        time.sleep(0.1)
+    launcher.send_signal(number)
+    assert launcher.wait(timeout=30) != 0
+    assert not left_behind(tmp_path / "sites")
+
+
+def test_without_its_sources_the_project_says_what_to_do_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "__file__", str(tmp_path / "simulations" / "launch.py"))
+    with pytest.raises(ConsiliumError, match="'inproc'"):
+        launch.project_root()
