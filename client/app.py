@@ -1,0 +1,103 @@
+"""The ClientApp: one short handler per message, no logic of its own."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from client import handlers
+from client.site import open_site
+from common.config import from_json
+from common.errors import ConsiliumError
+from common.messages import (
+    EnrolRequest,
+    EvaluateRequest,
+    MessageError,
+    RefineRequest,
+    Request,
+    TeachRequest,
+    WireMessage,
+    code_hash,
+)
+
+app = ClientApp()
+R = TypeVar("R", bound=Request)
+
+
+def answer(message: Message, context: Context, kind: type[R], handle: Callable[[R, Context], WireMessage]) -> Message:
+    """Decodes a request, guards, handles it and encodes the reply.
+
+    An unforeseen fault leaves the site as its kind and code line only: its text may quote patient data.
+
+    Raises:
+        ConsiliumError: If the site cannot or will not answer; Flower sends the text to the server.
+    """
+    torch.set_num_threads(1)
+    try:
+        request = kind.from_record(message.content)
+        if request.code != code_hash():
+            raise ConsiliumError(
+                f"This site runs other code ({code_hash()}) than the server ({request.code}): another checkout was imported, or a side is "
+                "not updated. Install the same version on both sides, and start each SuperLink in a folder of its own."
+            )
+        return Message(handle(request, context).to_record(), reply_to=message)
+    except ConsiliumError:
+        raise
+    except MessageError as error:
+        raise ConsiliumError(f"Request refused: {error}.") from None
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise ConsiliumError(
+            f"The site failed with {type(error).__name__} in {place.name} (line {place.lineno} of {place.filename.rsplit('/', 1)[-1]}). "
+            "Its own log holds more."
+        ) from None
+
+
+@app.query("enrol")
+def enrol(message: Message, context: Context) -> Message:
+    """Phase 1."""
+
+    def handle(request: EnrolRequest, context: Context) -> WireMessage:
+        config = from_json(request.config)
+        site, here = open_site(context, config)
+        return handlers.enrol(site, config, request, here)
+
+    return answer(message, context, EnrolRequest, handle)
+
+
+@app.train("teach")
+def teach(message: Message, context: Context) -> Message:
+    """Phase 2."""
+
+    def handle(request: TeachRequest, context: Context) -> WireMessage:
+        config = from_json(request.config)
+        return handlers.teach(open_site(context, config)[0], config, request)
+
+    return answer(message, context, TeachRequest, handle)
+
+
+@app.train("refine")
+def refine(message: Message, context: Context) -> Message:
+    """Phase 4."""
+
+    def handle(request: RefineRequest, context: Context) -> WireMessage:
+        config = from_json(request.config)
+        return handlers.refine(open_site(context, config)[0], config, request)
+
+    return answer(message, context, RefineRequest, handle)
+
+
+@app.evaluate("patterns")
+def evaluate(message: Message, context: Context) -> Message:
+    """Phase 5."""
+
+    def handle(request: EvaluateRequest, context: Context) -> WireMessage:
+        config = from_json(request.config)
+        return handlers.evaluate(open_site(context, config)[0], config, request)
+
+    return answer(message, context, EvaluateRequest, handle)

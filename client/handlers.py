@@ -1,0 +1,193 @@
+"""What a site does for each message."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Sequence
+
+import torch
+
+from client.site import Site
+from common.arrays import (
+    consilium_of,
+    module_arrays,
+    moments_arrays,
+    standardisation_of,
+    tensors,
+)
+from common.config import Config
+from common.data.cohort import Cohort, count_patterns
+from common.evaluation.predictions import Speaker, predict_patterns, released_rows, student_speaker, teachers_speakers
+from common.learning.lessons import (
+    calibration_loss,
+    student_hypergradient,
+    student_validation_loss,
+    teach_cohort,
+    teacher_loss,
+    train_student,
+    train_teacher,
+)
+from common.learning.loop import derive_seed
+from common.messages import (
+    Arrays,
+    EnrolReply,
+    EnrolRequest,
+    EvaluateReply,
+    EvaluateRequest,
+    RefineReply,
+    RefineRequest,
+    TeachReply,
+    TeachRequest,
+)
+from common.models.ensemble import GROUP_SEPARATOR, Calibration, Ensembles, build_teacher
+from common.models.student import Student, block_of
+
+META_DRAWS = 4
+PACKAGES = ("flwr", "torch", "numpy")
+
+
+def enrol(site: Site, config: Config, request: EnrolRequest, sites_here: int) -> EnrolReply:
+    """Says what the site holds; counts below the site's limit are hidden."""
+    least = site.manifest.limits.min_count
+    train = site.cohort.part("train")
+    trains = site.manifest.role == "train"
+
+    def told(count: int) -> int | None:
+        return count if count == 0 or count >= least else None
+
+    positives = (
+        torch.bincount(train.labels, minlength=len(config.task.outputs)) if train.labels.dtype == torch.int64 else train.labels.sum(0)
+    )
+    moments = {
+        m: v.suppressed(least, words=config.task.modalities[m].kind == "text") for m, v in site.cohort.moments().items()
+    }
+    return EnrolReply(
+        site=site.manifest.site,
+        sites_here=sites_here,
+        role=site.manifest.role,
+        modalities={m: told(len(train.holding(m))) for m in config.task.modalities},
+        patterns={p: told(n) for p, n in count_patterns(site.cohort).items()},
+        labels={o: told(int(n)) for o, n in zip(config.task.outputs, positives.tolist(), strict=True)},
+        splits={s: len(site.cohort.part(s)) for s in ("train", "meta", "validation", "test")},
+        architectures=site.trainable(config),
+        excluded=len({f.row for f in site.cohort.findings}),
+        versions={"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
+        moments=moments_arrays(moments) if trains else {},
+    )
+
+
+def teach(site: Site, config: Config, request: TeachRequest) -> TeachReply:
+    """Trains the teachers of the groups asked for, and validates the parameters received."""
+    cohort = site.ready(standardisation_of(request.standardisation))
+    train, validation = cohort.part("train"), cohort.part("validation")
+    allowed = site.trainable(config)
+    trained: dict[str, Arrays] = {}
+    counts: dict[str, int] = {}
+    validated: dict[str, tuple[float, int]] = {}
+    losses: dict[str, float] = {}
+    for group in (g for g in request.groups if g in allowed):
+        modality, architecture = group.split(GROUP_SEPARATOR)
+        teacher = build_teacher(group, config.task, config.model)
+        teacher.load_state_dict(tensors(request.groups[group]))
+        teacher.eval()
+        mine, held_out = train.holding(modality), validation.holding(modality)
+        if len(held_out):
+            validated[group] = (teacher_loss(teacher, modality, held_out), len(held_out))
+        training = config.teach.training.get(architecture, config.teach.training["default"])
+        seed = derive_seed(request.seed, group)
+        fit = train_teacher(teacher, modality, mine, training, epochs=site.epochs(request.epochs), seed=seed)
+        trained[group], counts[group] = module_arrays(teacher), len(mine)
+        if fit.training:
+            losses[group] = fit.training[-1]
+    return TeachReply(site.manifest.site, trained, counts, validated, losses)
+
+
+def refine(site: Site, config: Config, request: RefineRequest) -> RefineReply:
+    """Trains the student's blocks that the site has data for, and says how the modality weights should move."""
+    cohort = site.ready(standardisation_of(request.standardisation))
+    train, meta, validation = cohort.part("train"), cohort.part("meta"), cohort.part("validation")
+    student = load_student(config, request.student)
+    calibration, _ = consilium_of(request.consilium)
+    ensembles = load_ensembles(config, request.teachers)
+    teaching = teach_cohort(ensembles, train, calibration)
+    gradients, meta_count = _meta_gradients(student, train, meta, config, ensembles, calibration, request.seed)
+    validated = (student_validation_loss(student, validation), len(validation)) if len(validation) else None
+    fit = train_student(
+        student,
+        train,
+        config,
+        config.refine.training,
+        teaching=teaching,
+        epochs=site.epochs(request.epochs),
+        seed=derive_seed(request.seed, "student"),
+    )
+    counts = _block_counts(train)
+    parameters = {n: p.detach().numpy().copy() for n, p in student.named_parameters() if counts.get(block_of(n))}
+    loss = fit.training[-1] if fit.training else None
+    return RefineReply(site.manifest.site, parameters, counts, validated, loss, gradients, meta_count)
+
+
+def evaluate(site: Site, config: Config, request: EvaluateRequest) -> EvaluateReply:
+    """Evaluates student and teachers for every pattern; predictions stay in the site's folder, the reply holds released metrics."""
+    cohort = site.ready(standardisation_of(request.standardisation)).part("test")
+    calibration, omega = consilium_of(request.consilium)
+    speakers: list[Speaker] = []
+    if request.student:
+        speakers.append(student_speaker(load_student(config, request.student)))
+    ensembles = load_ensembles(config, request.teachers)
+    if ensembles is not None:
+        speakers += teachers_speakers(ensembles, calibration, omega)
+    predictions = predict_patterns(cohort, speakers)
+    site.store_predictions(request.run, predictions)
+    rows, withheld = released_rows(predictions, config.task, site.manifest.limits.min_count)
+    return EvaluateReply(site.manifest.site, rows, withheld)
+
+
+def load_student(config: Config, arrays: Arrays) -> Student:
+    """Returns the student that a message carries."""
+    student = Student(config.task, config.model, per_output=config.weights.per_output)
+    student.load_state_dict(tensors(arrays))
+    return student.eval()
+
+
+def load_ensembles(config: Config, teachers: dict[str, Arrays]) -> Ensembles | None:
+    """Returns the teachers that a message carries; None if there are none."""
+    if not teachers:
+        return None
+    return Ensembles(config.task, config.model, {g: tensors(a) for g, a in teachers.items()})
+
+
+def _block_counts(train: Cohort) -> dict[str, int]:
+    """Returns the training visits behind every block; the fused head needs visits with two modalities."""
+    names: Sequence[str] = list(train.task.modalities)
+    counts = {m: int(n) for m, n in zip(names, train.present.sum(0).tolist(), strict=True) if n}
+    several = int((train.present.sum(1) > 1).sum())
+    return {**counts, "fusion": several} if several else counts
+
+
+def _meta_gradients(
+    student: Student,
+    train: Cohort,
+    meta: Cohort,
+    config: Config,
+    ensembles: Ensembles | None,
+    calibration: Calibration,
+    seed: int,
+) -> tuple[Arrays, int]:
+    """Returns gradients of omega, s and b on meta visits with several modalities: one alone cannot tell which matters."""
+    several = meta.select((meta.present.sum(1) > 1).numpy())
+    if config.weights.estimator == "uniform" or not len(several) or not len(train):
+        return {}, 0
+    generator = torch.Generator().manual_seed(derive_seed(seed, "meta"))
+    teaching = teach_cohort(ensembles, train, calibration)
+    draws = [
+        student_hypergradient(student, train, several, config, teaching=teaching, generator=generator)[0] for _ in range(META_DRAWS)
+    ]
+    gradients: Arrays = {"omega": torch.stack(draws).mean(0).numpy()}
+    on_meta = teach_cohort(ensembles, several, calibration)
+    if on_meta is not None and config.distill.scale:
+        s, b = calibration.scale.clone().requires_grad_(True), calibration.bias.clone().requires_grad_(True)
+        value = calibration_loss(on_meta, several.labels, config.task.type, student.omega, Calibration(s, b, calibration.prior))
+        gradients["scale"], gradients["bias"] = (g.numpy() for g in torch.autograd.grad(value, [s, b]))
+    return gradients, len(several)

@@ -1,0 +1,132 @@
+"""A site: the opened manifest, and what this hospital allows."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import pandas as pd
+from flwr.app import Context
+from pydantic import TypeAdapter
+
+from common.config import Config, SplitConfig
+from common.data.cohort import Cohort
+from common.data.folder import open_cohort
+from common.data.manifest import FILE_NAME, Manifest, load_manifest
+from common.data.standardise import Standardisation
+from common.errors import ConsiliumError
+from common.models.ensemble import GROUP_SEPARATOR, groups
+from common.task import Task
+
+REFERENCE_FOLDER = "reference"
+OWN_FOLDER = ".consilium"
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+SIZES = ("linear", "small", "base")
+
+
+def hospital_folders(sites: Path) -> list[Path]:
+    """Returns the hospitals' folders of a sites folder, in the order of their names."""
+    return sorted(p.parent for p in sites.glob(f"*/{FILE_NAME}") if p.parent.name != REFERENCE_FOLDER)
+
+
+def site_folder(context: Context) -> tuple[Path, int]:
+    """Returns this site's folder, and how many hospital folders this machine knows of.
+
+    The place comes from the site alone: node-config ``manifest``, else environment ``CONSILIUM_SITES`` and the node's partition-id.
+    No message can name a file.
+
+    Raises:
+        ConsiliumError: If neither leads to a manifest.
+    """
+    manifest = context.node_config.get("manifest")
+    if manifest:
+        path = Path(str(manifest)).expanduser()
+        return (path if path.is_dir() else path.parent), 1
+    sites = os.environ.get("CONSILIUM_SITES")
+    if not sites:
+        raise ConsiliumError(
+            "This site does not know its manifest. Start the SuperNode with --node-config \"manifest='/path/to/manifest.yaml'\", or set "
+            "CONSILIUM_SITES to a folder with one folder per hospital before the SuperLink starts."
+        )
+    folders = hospital_folders(Path(sites))
+    partition = int(str(context.node_config.get("partition-id", 0)))
+    if partition >= len(folders):
+        raise ConsiliumError(
+            f"Node {partition} has no hospital: {len(folders)} folder(s) with {FILE_NAME} in the folder that CONSILIUM_SITES names. "
+            f"Start {len(folders)} SuperNodes: flwr run . --federation-config 'num-supernodes={len(folders)}'."
+        )
+    return folders[partition], len(folders)
+
+
+@dataclass
+class Site:
+    """One hospital's patients, opened for one task.
+
+    Attributes:
+        folder: Where the manifest lies.
+        manifest: What it says.
+        cohort: Raw patients.
+    """
+
+    folder: Path
+    manifest: Manifest
+    cohort: Cohort
+    _ready: dict[bytes, Cohort] = field(default_factory=dict)
+
+    def ready(self, standardisation: Standardisation) -> Cohort:
+        """Returns the model-ready patients; the last standardisation is kept."""
+        key = b"".join(v.mean.tobytes() + v.variance.tobytes() for _, v in sorted(standardisation.moments.items()))
+        if key not in self._ready:
+            self._ready.clear()
+            self._ready[key] = self.cohort.standardised(standardisation)
+        return self._ready[key]
+
+    def trainable(self, config: Config) -> list[str]:
+        """Returns the (modality, architecture) groups that this site holds training patients for and whose size it allows."""
+        if self.manifest.role == "evaluate":
+            return []
+        train = self.cohort.part("train")
+        held = {m for m in config.task.modalities if len(train.holding(m))}
+        allowed = SIZES[: SIZES.index(self.manifest.limits.largest) + 1]
+        pairs = (g.split(GROUP_SEPARATOR) for g in groups(config.task, config.model))
+        return [GROUP_SEPARATOR.join((m, a)) for m, a in pairs if m in held and (a in allowed or a not in SIZES)]
+
+    def store_predictions(self, run: str, predictions: pd.DataFrame) -> None:
+        """Keeps predictions for this hospital's own use; they never leave its folder.
+
+        Raises:
+            ConsiliumError: If the run's name is no plain name.
+        """
+        if not PLAIN_NAME.fullmatch(run):
+            raise ConsiliumError("Request refused: the run's name may hold only letters, digits, '.', '_' and '-', and begins with neither.")
+        place = self.folder / OWN_FOLDER / run
+        place.mkdir(parents=True, exist_ok=True)
+        predictions.to_parquet(place / "predictions.parquet", index=False)
+
+    def epochs(self, asked: int) -> int:
+        """Returns the local epochs that this hospital allows."""
+        return min(asked, self.manifest.limits.epochs)
+
+
+@lru_cache(maxsize=64)
+def _open(folder: Path, changed: int, task: str, split: str, seed: int) -> Site:
+    """Opens a folder; the arguments are the key under which it is kept, hence the JSON texts."""
+    manifest = load_manifest(folder)
+    cohort = open_cohort(folder, manifest, TypeAdapter(Task).validate_json(task), TypeAdapter(SplitConfig).validate_json(split), seed)
+    return Site(folder, manifest, cohort)
+
+
+def open_site(context: Context, config: Config) -> tuple[Site, int]:
+    """Opens this node's site; a site opened before in this process, and unchanged since, is kept.
+
+    Returns:
+        The site, and how many hospital folders this machine knows of.
+    """
+    folder, here = site_folder(context)
+    changed = max((p.stat().st_mtime_ns for p in folder.iterdir() if p.name != OWN_FOLDER), default=0) if folder.is_dir() else 0
+    task, split = TypeAdapter(Task).dump_json(config.task), TypeAdapter(SplitConfig).dump_json(config.split)
+    site = _open(folder, changed, task.decode(), split.decode(), config.seed)
+    return site, here

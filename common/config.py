@@ -1,0 +1,284 @@
+"""One typed configuration, composed by Hydra from ``configs/`` and validated before anything starts.
+
+The server composes it, records it with the run and sends it to the sites in every message, so that both sides agree by
+construction.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import field
+from pathlib import Path
+from typing import Any, Literal
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from common.errors import ConsiliumError, nearest
+from common.models.registry import architectures, fusions
+from common.task import STRICT, Task
+
+CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
+
+
+@dataclass(frozen=True, config=STRICT)
+class Training:
+    """How one network is trained on one place's patients.
+
+    Attributes:
+        lr: Learning rate of AdamW.
+        weight_decay: Decoupled weight decay of AdamW, per unit of learning rate.
+        batch_size: Patients per step.
+    """
+
+    lr: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=1e-2, ge=0)
+    batch_size: int = Field(default=32, ge=1)
+
+
+@dataclass(frozen=True, config=STRICT)
+class ModelConfig:
+    """Networks.
+
+    Attributes:
+        teachers: Modality kind -> architectures of its ensemble.
+        student: Modality kind -> architecture of the student's encoder.
+        width: Features per modality, d.
+        fusion: Name of the student's fusion.
+        dropout: Share of features dropped while training.
+    """
+
+    teachers: dict[str, tuple[str, ...]]
+    student: dict[str, str]
+    width: int = Field(default=16, ge=1)
+    fusion: str = "joint"
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+
+
+@dataclass(frozen=True, config=STRICT)
+class TeachConfig:
+    """Phase 2.
+
+    Attributes:
+        rounds: Rounds of aggregation per (modality, architecture) group.
+        epochs: Local epochs per round.
+        training: Optimiser by architecture; ``default`` for those not named.
+    """
+
+    rounds: int = Field(default=10, ge=1)
+    epochs: int = Field(default=1, ge=1)
+    training: dict[str, Training] = field(default_factory=lambda: {"default": Training()})
+
+
+@dataclass(frozen=True, config=STRICT)
+class DistillConfig:
+    """The student's loss, and phase 3.
+
+    Attributes:
+        reference: Whether the server's reference set is used.
+        epochs: Epochs on the reference set.
+        training: Optimiser.
+        temperature: T of the logit distillation.
+        alpha: Weight of every unimodal head's task loss.
+        beta: Weight of every unimodal head's distillation.
+        gamma: Weight of the fused head's distillation from the consilium.
+        delta: Weight of the pairwise feature distillation.
+        tau: Temperature of the pairwise gate.
+        dropout: Share of patients whose pattern is cut down to a random non-empty subset, drawn per patient.
+        scale: Whether the consilium's scale and bias are fitted (else 1 and 0).
+    """
+
+    reference: bool = True
+    epochs: int = Field(default=30, ge=0)
+    training: Training = field(default_factory=Training)
+    temperature: float = Field(default=2.0, gt=0)
+    alpha: float = Field(default=1.0, ge=0)
+    beta: float = Field(default=1.0, ge=0)
+    gamma: float = Field(default=1.0, ge=0)
+    delta: float = Field(default=0.1, ge=0)
+    tau: float = Field(default=0.5, gt=0)
+    dropout: float = Field(default=0.5, ge=0, le=1)
+    scale: bool = True
+
+
+@dataclass(frozen=True, config=STRICT)
+class WeightsConfig:
+    """Meta-learned modality weights.
+
+    Attributes:
+        estimator: ``lookahead`` differentiates through a virtual training step; ``uniform`` keeps the weights equal.
+        rho: Learning rate of Adam on omega.
+        eta: Learning rate of the virtual step.
+        steps: Steps on omega on the reference set, or per message in refine.
+        per_output: Whether omega has one row per output.
+        cross_fit_below: Below this many events the meta patients are cross-fitted in five folds.
+    """
+
+    estimator: Literal["lookahead", "uniform"] = "lookahead"
+    rho: float = Field(default=0.05, gt=0)
+    eta: float = Field(default=0.1, gt=0)
+    steps: int = Field(default=60, ge=0)
+    per_output: bool = False
+    cross_fit_below: int = Field(default=50, ge=0)
+
+
+@dataclass(frozen=True, config=STRICT)
+class RefineConfig:
+    """Phase 4.
+
+    Attributes:
+        rounds: Rounds at the sites; 0 leaves the phase out.
+        epochs: Local epochs per round.
+        training: Optimiser.
+    """
+
+    rounds: int = Field(default=5, ge=0)
+    epochs: int = Field(default=1, ge=1)
+    training: Training = field(default_factory=Training)
+
+
+@dataclass(frozen=True, config=STRICT)
+class FederationConfig:
+    """Who must answer, and by when.
+
+    Attributes:
+        quorum: Share of a group's sites that must answer a round; at least one always must.
+        deadline: Seconds to wait for a round's answers.
+        min_patients: Training patients below which a site's update of a group is left out.
+        poll: Seconds between two looks at the answers.
+    """
+
+    quorum: float = Field(default=0.5, gt=0, le=1)
+    deadline: float = Field(default=600.0, gt=0)
+    min_patients: int = Field(default=5, ge=1)
+    poll: float = Field(default=0.2, gt=0)
+
+
+@dataclass(frozen=True, config=STRICT)
+class SplitConfig:
+    """Shares of patients; the rest trains.
+
+    Attributes:
+        meta: For the modality weights.
+        validation: For early stopping and the choice of rounds.
+        test: For phase 5 (none in a reference set).
+    """
+
+    meta: float = Field(default=0.1, ge=0, lt=1)
+    validation: float = Field(default=0.15, ge=0, lt=1)
+    test: float = Field(default=0.25, ge=0, lt=1)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Config:
+    """Everything a run is told. See ``configs/``."""
+
+    name: str
+    task: Task
+    model: ModelConfig
+    teach: TeachConfig
+    distill: DistillConfig
+    weights: WeightsConfig
+    refine: RefineConfig
+    federation: FederationConfig
+    split: SplitConfig
+    seed: int = 0
+
+
+def to_json(config: Config) -> dict[str, Any]:
+    """Returns the configuration as plain JSON values."""
+    dumped: dict[str, Any] = TypeAdapter(Config).dump_python(config, mode="json")
+    return dumped
+
+
+def from_json(raw: dict[str, Any]) -> Config:
+    """Returns the validated configuration.
+
+    Raises:
+        ConsiliumError: Naming every key that does not fit, its value and the nearest valid name.
+    """
+    try:
+        config = TypeAdapter(Config).validate_python(raw)
+    except ValidationError as error:
+        raise ConsiliumError("Configuration refused: " + "; ".join(_explain(e) for e in error.errors(include_url=False))) from None
+    _check_names(config)
+    return config
+
+
+def load_config(experiment: str, overrides: str | Sequence[str] = ()) -> Config:
+    """Composes ``configs/config.yaml`` with an experiment and ordinary Hydra overrides.
+
+    Args:
+        experiment: Name of a file in ``configs/experiment``.
+        overrides: Hydra overrides, as a list or as one shell-quoted string.
+
+    Raises:
+        ConsiliumError: If the experiment, a key or a value is unknown or invalid.
+    """
+    known = [p.stem for p in (CONFIG_DIR / "experiment").glob("*.yaml")]
+    if experiment not in known:
+        raise ConsiliumError(f"Unknown experiment '{experiment}'{nearest(experiment, known)}")
+    words = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
+            composed = compose("config", overrides=[f"+experiment={experiment}", *words])
+        raw = OmegaConf.to_container(composed, resolve=True)
+    except (ConfigCompositionException, MissingConfigException, HydraException, OmegaConfBaseException) as error:
+        raise ConsiliumError(f"Configuration refused: {_explain_hydra(error, words)}") from None
+    return from_json(json.loads(json.dumps(raw)))
+
+
+def _explain(error: Any) -> str:
+    """Returns one line on a pydantic error, with the nearest valid key for an unknown one."""
+    path = [str(p) for p in error["loc"]]
+    where = ".".join(path)
+    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"unknown key '{where}'{nearest(path[-1], _keys_at(path[:-1]))}"
+    if error["type"] in ("missing", "missing_argument"):
+        return f"'{where}' is missing"
+    return f"{where}={error.get('input')!r}: {error['msg']}"
+
+
+def _explain_hydra(error: Exception, words: Sequence[str]) -> str:
+    """Returns one line on a Hydra error, naming the nearest valid key for an unknown override."""
+    text = " ".join(str(error).split("\n")[0].split())
+    for word in words:
+        key = word.split("=", 1)[0].lstrip("+~")
+        parts = key.split(".")
+        if key in text and parts[-1] not in _keys_at(parts[:-1]):
+            return f"unknown key '{key}' in override '{word}'{nearest(parts[-1], _keys_at(parts[:-1]))}"
+    return text
+
+
+def _keys_at(path: Sequence[str]) -> list[str]:
+    """Returns the valid keys below a path of the configuration's JSON Schema."""
+    schema = TypeAdapter(Config).json_schema()
+    node: dict[str, Any] = schema
+    for part in path:
+        node = node.get("properties", {}).get(part, node.get("additionalProperties") or {})
+        if "$ref" in node:
+            node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
+    return list(node.get("properties", {}))
+
+
+def _check_names(config: Config) -> None:
+    """Checks every component name of the configuration against the registries."""
+    if config.model.fusion not in fusions():
+        raise ConsiliumError(f"Unknown fusion '{config.model.fusion}'{nearest(config.model.fusion, fusions())}")
+    for kind in {m.kind for m in config.task.modalities.values()}:
+        if kind not in config.model.teachers or kind not in config.model.student:
+            raise ConsiliumError(f"model.teachers and model.student name no architecture for modalities of kind '{kind}'. Add one.")
+        for name in (*config.model.teachers[kind], config.model.student[kind]):
+            if name not in architectures(kind):
+                raise ConsiliumError(f"Unknown architecture '{name}' for kind '{kind}'{nearest(name, architectures(kind))}")
+    held_back = config.split.meta + config.split.validation + config.split.test
+    if held_back >= 1:
+        raise ConsiliumError(f"split.meta + split.validation + split.test = {held_back:g}: nothing is left to train on. Lower them.")

@@ -1,0 +1,156 @@
+"""The patients of one folder as tensors."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common.data.standardise import Moments, Standardisation, moments
+from common.task import Task
+
+SPLITS = ("train", "meta", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A fault of the hospital's files: the patient table, its row (the first is 2, under the header), the column and the cause."""
+
+    file: str
+    row: int
+    column: str
+    problem: str
+
+    def __str__(self) -> str:
+        """Returns one line for a log."""
+        return f"{self.file}, row {self.row}, column '{self.column}': {self.problem}"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some patients, model-ready.
+
+    Attributes:
+        inputs: Modality -> [B, ...] (``common.data.standardise``); rows of absent modalities are meaningless.
+        present: bool [B, M], modalities in the task's order.
+        labels: float32 [B, C], or int64 [B] for multi-class.
+    """
+
+    inputs: dict[str, Tensor]
+    present: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        """Returns B."""
+        return len(self.present)
+
+    def masked(self, present: Tensor) -> Batch:
+        """Returns the batch with fewer modalities present."""
+        return replace(self, present=self.present & present)
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Patient visits of one folder.
+
+    Attributes:
+        task: What is predicted from what.
+        inputs: Modality -> raw or model-ready tensor [N, ...].
+        present: bool [N, M].
+        labels: float32 [N, C], or int64 [N] for multi-class.
+        labelled: Whether labels are known.
+        patient: int64 [N], number of the patient: visits of one patient share it.
+        row: int64 [N], row in the patient table, counted from 0.
+        split: str [N], one of ``SPLITS``.
+        findings: Faults; their rows are left out.
+    """
+
+    task: Task
+    inputs: dict[str, Tensor]
+    present: Tensor
+    labels: Tensor
+    labelled: bool
+    patient: NDArray[np.int64]
+    row: NDArray[np.int64]
+    split: NDArray[np.str_]
+    findings: tuple[Finding, ...] = ()
+
+    def __len__(self) -> int:
+        """Returns N."""
+        return len(self.row)
+
+    def select(self, keep: NDArray[np.generic]) -> Cohort:
+        """Returns the visits at a boolean mask or at indices, in that order."""
+        index = np.flatnonzero(keep) if keep.dtype == bool else keep.astype(np.int64)
+        at = torch.from_numpy(index)
+        return replace(
+            self,
+            inputs={m: x[at] for m, x in self.inputs.items()},
+            present=self.present[at],
+            labels=self.labels[at],
+            patient=self.patient[index],
+            row=self.row[index],
+            split=self.split[index],
+        )
+
+    def part(self, *splits: str) -> Cohort:
+        """Returns the visits of the named splits."""
+        return self.select(np.isin(self.split, splits))
+
+    def holding(self, modality: str) -> Cohort:
+        """Returns the visits that have a modality."""
+        return self.select(self.present[:, list(self.task.modalities).index(modality)].numpy())
+
+    def batch(self, index: Tensor | None = None) -> Batch:
+        """Returns visits, all by default, as a batch."""
+        if index is None:
+            return Batch(self.inputs, self.present, self.labels)
+        return Batch({m: x[index] for m, x in self.inputs.items()}, self.present[index], self.labels[index])
+
+    def moments(self) -> dict[str, Moments]:
+        """Returns the feature moments of every modality over the training visits that hold it (raw cohort)."""
+        train = self.part("train")
+        return {m: moments(self.task.modalities[m], train.holding(m).inputs[m]) for m in self.task.modalities}
+
+    def standardised(self, standardisation: Standardisation) -> Cohort:
+        """Returns the cohort with model-ready inputs (raw cohort)."""
+        scaled = {m: standardisation.apply(m, self.task.modalities[m], x) for m, x in self.inputs.items()}
+        return replace(self, inputs=scaled)
+
+    def events(self) -> int:
+        """Returns the number of visits in the rarer class of the first output (or the rarest class)."""
+        if len(self) == 0:
+            return 0
+        if self.labels.dtype == torch.int64:
+            return int(torch.bincount(self.labels, minlength=len(self.task.outputs)).min())
+        positive = int(self.labels[:, 0].sum())
+        return min(positive, len(self) - positive)
+
+
+def concatenate(cohorts: Iterable[Cohort]) -> Cohort:
+    """Returns all visits together; patients of different cohorts stay different."""
+    parts = list(cohorts)
+    offsets = np.cumsum([0, *(int(c.patient.max(initial=-1)) + 1 for c in parts[:-1])])
+    return replace(
+        parts[0],
+        inputs={m: torch.cat([c.inputs[m] for c in parts]) for m in parts[0].inputs},
+        present=torch.cat([c.present for c in parts]),
+        labels=torch.cat([c.labels for c in parts]),
+        labelled=all(c.labelled for c in parts),
+        patient=np.concatenate([c.patient + o for c, o in zip(parts, offsets, strict=True)]),
+        row=np.concatenate([c.row for c in parts]),
+        split=np.concatenate([c.split for c in parts]),
+        findings=tuple(f for c in parts for f in c.findings),
+    )
+
+
+def count_patterns(cohort: Cohort) -> dict[str, int]:
+    """Returns the number of visits per modality pattern."""
+    names = list(cohort.task.modalities)
+    held = ("+".join(sorted(n for n, p in zip(names, row, strict=True) if p)) for row in cohort.present.tolist())
+    return dict(sorted(Counter(held).items()))

@@ -1,0 +1,175 @@
+"""Opening a patient folder: its table, its files, its labels, its split."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common.config import SplitConfig
+from common.data.cohort import SPLITS, Cohort, Finding
+from common.data.ingest import Frames, IngestError, reader
+from common.data.ingest.frames import numbers, read_frame
+from common.data.manifest import Manifest, Source, check_against_task
+from common.data.standardise import table_columns
+from common.errors import ConsiliumError
+from common.task import Modality, Task
+
+
+def open_cohort(folder: Path, manifest: Manifest, task: Task, split: SplitConfig, seed: int) -> Cohort:
+    """Opens a patient folder: reads every file that its patient table points at.
+
+    Args:
+        folder: Folder of the manifest.
+        manifest: What the folder says it holds.
+        task: What is asked for.
+        split: Shares of patients per split (ignored for sites that only evaluate and for tables with a split column).
+        seed: Of the split.
+
+    Returns:
+        The raw cohort; visits with a fault, or with no modality at all, are left out and named in ``findings``.
+
+    Raises:
+        ConsiliumError: If the manifest does not fit the task, the patient table cannot be used, or more rows than the site's limit
+            have a fault.
+    """
+    check_against_task(manifest, task)
+    table = _patient_table(folder, manifest)
+    findings: list[Finding] = []
+    labels = _labels(table, manifest, task, findings)
+    values = {m: _read(folder, manifest, m, task, table, findings) for m in task.modalities}
+    bad = {f.row - 2 for f in findings}
+    if len(bad) > manifest.limits.bad_rows * len(table):
+        shown = "; ".join(map(str, findings[:5]))
+        raise ConsiliumError(
+            f"Site '{manifest.site}' refuses: {len(bad)} of {len(table)} patient rows have a fault, more than limits.bad_rows = "
+            f"{manifest.limits.bad_rows:g}. First: {shown}. Mend the files, or raise the limit in the manifest."
+        )
+    present = np.stack([[row in values[m] for m in task.modalities] for row in range(len(table))])
+    keep = np.array([row not in bad and bool(present[row].any()) for row in range(len(table))])
+    patient, _ = pd.factorize(table[manifest.patient].astype(str))
+    cohort = Cohort(
+        task=task,
+        inputs={m: _stack(values[m], len(table), task.modalities[m]) for m in task.modalities},
+        present=torch.from_numpy(present),
+        labels=torch.from_numpy(np.nan_to_num(labels, nan=0.0)).to(torch.int64 if task.type == "multiclass" else torch.float32),
+        labelled=bool(manifest.labels),
+        patient=patient.astype(np.int64),
+        row=np.arange(len(table)),
+        split=np.full(len(table), "test", dtype="<U10"),
+        findings=tuple(findings),
+    ).select(keep)
+    return replace(cohort, split=_split(cohort, table, manifest, split, seed))
+
+
+def _patient_table(folder: Path, manifest: Manifest) -> pd.DataFrame:
+    path = folder / manifest.patients
+    if not path.is_file():
+        raise ConsiliumError(f"Site '{manifest.site}': the patient table {path} does not exist. Correct 'patients' in the manifest.")
+    try:
+        table = read_frame(path)
+    except IngestError as error:
+        raise ConsiliumError(f"Site '{manifest.site}': patient table {path}: {error}.") from None
+    pointers = [s.column for s in manifest.modalities.values() if s.column is not None]
+    needed = [manifest.patient, manifest.visit, *manifest.labels.values(), *pointers, *([manifest.split] if manifest.split else [])]
+    absent = [c for c in needed if c not in table]
+    if absent:
+        raise ConsiliumError(f"Site '{manifest.site}': patient table {path} lacks column(s) {', '.join(absent)}. Correct the manifest.")
+    if table.empty:
+        raise ConsiliumError(f"Site '{manifest.site}': patient table {path} has no rows.")
+    if table[manifest.visit].astype(str).duplicated().any():
+        raise ConsiliumError(f"Site '{manifest.site}': column '{manifest.visit}' of {path} names a visit twice. One row per visit.")
+    return table
+
+
+def _labels(table: pd.DataFrame, manifest: Manifest, task: Task, findings: list[Finding]) -> NDArray[np.float64]:
+    """Returns labels [N, C] or classes [N]; a row with an empty or invalid label gets a finding."""
+    if not manifest.labels:
+        return np.zeros(len(table) if task.type == "multiclass" else (len(table), len(task.outputs)))
+    absent = [c for c in task.label_columns if c not in manifest.labels]
+    if absent:
+        raise ConsiliumError(f"Site '{manifest.site}': the manifest's 'labels' lack {', '.join(absent)}. Add them, or leave labels out.")
+    columns = []
+    for name in task.label_columns:
+        column = manifest.labels[name]
+        if task.type == "multiclass":
+            values = table[column].map(lambda v: task.outputs.index(str(v)) if str(v) in task.outputs else np.nan).astype("float64")
+        else:
+            values = numbers(table, column).where(lambda v: v.isin([0, 1]))
+        for row in np.flatnonzero(values.isna()):
+            findings.append(Finding(manifest.patients, int(row) + 2, column, f"the label of '{name}' is empty or invalid"))
+        columns.append(values.to_numpy())
+    return columns[0] if task.type == "multiclass" else np.stack(columns, axis=1)
+
+
+def _read(
+    folder: Path, manifest: Manifest, name: str, task: Task, table: pd.DataFrame, findings: list[Finding]
+) -> dict[int, NDArray[np.generic]]:
+    """Returns row -> raw array of the visits that hold a modality."""
+    source = manifest.modalities.get(name)
+    if source is None:
+        return {}
+    if source.column is None:
+        source = replace(source, key=manifest.visit)
+    read = reader(folder, source, task.modalities[name], Frames())
+    visits = table[manifest.visit].astype(str)
+    cells = table[source.column] if source.column else _inline_cells(table, manifest, source)
+    values: dict[int, NDArray[np.generic]] = {}
+    for row, (cell, visit) in enumerate(zip(cells, visits, strict=True)):
+        if pd.isna(cell) or not str(cell).strip():
+            continue
+        at = source.column or "variables"
+        try:
+            values[row] = read(str(cell), visit)
+        except IngestError as error:
+            findings.append(Finding(manifest.patients, row + 2, at, str(error)))
+    return values
+
+
+def _inline_cells(table: pd.DataFrame, manifest: Manifest, source: Source) -> pd.Series:
+    """Returns the patient table's own name where any of a table's variables is filled in the row, else an empty cell."""
+    columns = [v.column for v in source.variables.values() if v.column in table]
+    return table[columns].notna().any(axis=1).map({True: manifest.patients, False: None})
+
+
+def _stack(values: dict[int, NDArray[np.generic]], rows: int, modality: Modality) -> Tensor:
+    """Returns the raw tensor [N, ...] of a modality; rows without it are NaN (0 for text)."""
+    shape, fill = {
+        "table": ((table_columns(modality),), np.nan),
+        "series": ((modality.steps, len(modality.features)), np.nan),
+        "text": ((modality.tokens,), 0),
+        "image": ((1, modality.pixels, modality.pixels), np.nan),
+    }[modality.kind]
+    stacked = np.full((rows, *shape), fill, dtype=np.int64 if modality.kind == "text" else np.float32)
+    for row, value in values.items():
+        stacked[row] = value
+    return torch.from_numpy(stacked)
+
+
+def _split(cohort: Cohort, table: pd.DataFrame, manifest: Manifest, split: SplitConfig, seed: int) -> NDArray[np.str_]:
+    """Returns the split of every visit: patients, never visits, are split, seeded and balanced by their worst label."""
+    if manifest.role == "evaluate":
+        return np.full(len(cohort), "test", dtype="<U10")
+    if manifest.split is not None:
+        named = table[manifest.split].astype(str).to_numpy()[cohort.row]
+        if not set(named) <= set(SPLITS):
+            raise ConsiliumError(f"Site '{manifest.site}': column '{manifest.split}' may hold only {', '.join(SPLITS)}.")
+        return named.astype("<U10")
+    names = table[manifest.patient].astype(str).to_numpy()[cohort.row]
+    event = (cohort.labels if cohort.labels.ndim == 1 else cohort.labels.amax(1)).numpy()
+    worst = pd.Series(event).groupby(names).max()
+    order = sorted(worst.index, key=lambda p: hashlib.sha256(f"{seed}/{manifest.site}/{p}".encode()).digest())
+    shares = np.cumsum([split.test, split.validation, split.meta])
+    place: dict[str, str] = {}
+    for label in sorted(worst.unique()):
+        stratum = [p for p in order if worst[p] == label]
+        for rank, p in enumerate(stratum):
+            at = int(np.searchsorted(shares, (rank + 0.5) / len(stratum), side="right"))
+            place[p] = ("test", "validation", "meta", "train")[at]
+    return np.array([place[p] for p in names], dtype="<U10")

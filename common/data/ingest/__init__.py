@@ -1,0 +1,54 @@
+"""Files -> raw tensors, one module per modality kind. Shapes: ``common.data.standardise``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.data.ingest.frames import Frames, IngestError, inside
+from common.data.ingest.image import read_image
+from common.data.ingest.series import bin_series
+from common.data.ingest.table import read_table
+from common.data.ingest.text import hash_words
+from common.data.manifest import Source
+from common.task import Modality
+
+__all__ = ["Frames", "IngestError", "Reader", "reader"]
+
+
+class Reader(Protocol):
+    """Reads one modality of one visit."""
+
+    def __call__(self, cell: str, visit: str) -> NDArray[np.generic]:
+        """Returns the raw array of the visit that a patient-table cell points at.
+
+        Raises:
+            IngestError: Saying what is wrong, without any value of the file.
+        """
+
+
+def reader(folder: Path, source: Source, modality: Modality, frames: Frames) -> Reader:
+    """Returns the reader of a modality whose cells are relative to ``folder``."""
+
+    def image(cell: str, visit: str) -> NDArray[np.generic]:
+        return read_image(inside(folder, cell), modality.pixels)
+
+    def text(cell: str, visit: str) -> NDArray[np.generic]:
+        if source.inline:
+            return hash_words(cell, modality.buckets, modality.tokens)
+        try:
+            words = inside(folder, cell).read_text(encoding=source.encoding)
+        except (UnicodeDecodeError, LookupError):
+            raise IngestError(f"the text is not in encoding '{source.encoding}'") from None
+        return hash_words(words, modality.buckets, modality.tokens)
+
+    def series(cell: str, visit: str) -> NDArray[np.generic]:
+        return bin_series(frames.rows(inside(folder, cell), source.key, visit), source, modality)
+
+    def table(cell: str, visit: str) -> NDArray[np.generic]:
+        return read_table(frames.rows(inside(folder, cell), source.key, visit), source, modality)
+
+    return {"image": image, "text": text, "series": series, "table": table}[modality.kind]

@@ -1,0 +1,42 @@
+"""Time series: rows with hours since the start of the visit, averaged into steps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from common.data.ingest.frames import IngestError, numbers
+from common.data.manifest import Source
+from common.task import Modality
+
+
+def bin_series(rows: pd.DataFrame, source: Source, modality: Modality) -> NDArray[np.generic]:
+    """Returns the steps of one visit.
+
+    Args:
+        rows: Rows of the visit, in any order; rows outside the steps are ignored.
+        source: Which columns hold the time and the variables.
+        modality: Steps and features.
+
+    Returns:
+        float32 [T, F]; NaN where nothing was observed in a step, or where the site lacks a variable.
+
+    Raises:
+        IngestError: If a column is absent or no number, or if no value lies within the steps.
+    """
+    step = np.floor(numbers(rows, source.time).to_numpy() / modality.step_hours)
+    within = (step >= 0) & (step < modality.steps)
+    index = step[within].astype(np.int64)
+    binned = np.full((modality.steps, len(modality.features)), np.nan)
+    for f, name in enumerate(modality.features):
+        if name not in source.variables:
+            continue
+        values = numbers(rows, source.variables[name].column).to_numpy()[within]
+        seen = np.isfinite(values)
+        count = np.bincount(index[seen], minlength=modality.steps)
+        total = np.bincount(index[seen], weights=values[seen], minlength=modality.steps)
+        binned[:, f] = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    if np.isnan(binned).all():
+        raise IngestError("no value lies within the task's time steps")
+    return binned.astype(np.float32)

@@ -1,0 +1,107 @@
+"""Common standardisation: sites tell feature moments, the server pools them, everybody scales alike.
+
+Raw tensors (from ``common.data.ingest``) -> model-ready tensors (into the encoders):
+
+======== ==================================== =======================================================
+kind     raw                                  model-ready, float32
+======== ==================================== =======================================================
+table    [N, D], NaN where missing            [N, 2, D]: standardised values (0 where missing), missing flags
+series   [N, T, F], NaN where missing         [N, 2, T, F]: standardised values (0 where missing), observation masks
+text     [N, L] hashed word ids, 0 pads       [N, 2, L]: ids, inverse document frequencies
+image    [N, 1, H, W] in [0, 1]               [N, 1, H, W]: standardised by the pooled mean and deviation
+======== ==================================== =======================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common.task import Modality
+
+CLIP = 5.0
+Float = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and (population) variance of every feature of a modality; float64 [D].
+
+    For text the features are the hash buckets, a value is 1 if the bucket occurs, so that ``mean`` is the document frequency.
+    """
+
+    count: Float
+    mean: Float
+    variance: Float
+
+    def suppressed(self, least: int, *, words: bool) -> Moments:
+        """Returns the moments without the features that fewer than ``least`` observations stand behind.
+
+        Args:
+            least: Smallest count that may be told.
+            words: Whether the features are hash buckets: a word is told if ``least`` documents hold it.
+        """
+        keep = (self.mean * self.count if words else self.count) >= least
+        return Moments(self.count if words else self.count * keep, self.mean * keep, self.variance * keep)
+
+
+def table_columns(modality: Modality) -> int:
+    """Returns D: one column per number, one per category of a categorical feature."""
+    return sum(len(f.codes) or 1 for f in modality.features.values())
+
+
+def moments(modality: Modality, raw: Tensor) -> Moments:
+    """Returns the moments of a raw tensor (the patients who hold the modality)."""
+    if modality.kind == "text":
+        seen = torch.zeros(len(raw), modality.buckets, dtype=torch.float64).scatter_(1, raw.long(), 1.0)
+        seen[:, 0] = 0.0
+        frequency = seen.mean(0).numpy() if len(raw) else np.zeros(modality.buckets)
+        return Moments(np.full(modality.buckets, float(len(raw))), frequency, frequency * (1 - frequency))
+    columns = raw.shape[-1] if modality.kind in ("table", "series") else 1
+    flat = raw.double().reshape(-1, columns)
+    seen = ~flat.isnan()
+    count = seen.sum(0).double()
+    mean = flat.nan_to_num().sum(0) / count.clamp(min=1)
+    variance = (flat.nan_to_num() - mean).mul(seen).square().sum(0) / count.clamp(min=1)
+    return Moments(count.numpy(), mean.numpy(), variance.numpy())
+
+
+def pool(parts: Sequence[Moments]) -> Moments:
+    """Returns the moments of all observations together; a feature that nobody observed gets mean 0 and variance 0."""
+    count = np.sum([p.count for p in parts], axis=0)
+    safe = np.maximum(count, 1)
+    mean = np.sum([p.count * p.mean for p in parts], axis=0) / safe
+    spread = np.sum([p.count * (p.variance + (p.mean - mean) ** 2) for p in parts], axis=0)
+    return Moments(count, mean, spread / safe)
+
+
+@dataclass(frozen=True)
+class Standardisation:
+    """The pooled moments of every modality."""
+
+    moments: Mapping[str, Moments]
+
+    def apply(self, name: str, modality: Modality, raw: Tensor) -> Tensor:
+        """Returns the model-ready tensor of a raw one (table above)."""
+        pooled = self.moments[name]
+        if modality.kind == "text":
+            documents = float(pooled.count.max(initial=0.0))
+            idf = torch.from_numpy(np.log((1 + documents) / (1 + documents * pooled.mean)) + 1).float()
+            idf[torch.from_numpy(pooled.mean == 0)] = 0.0  # a word that nobody may name has no trained weight
+            ids = raw.long()
+            return torch.stack([ids.float(), idf[ids]], dim=1)
+        mean = torch.from_numpy(pooled.mean)
+        deviation = torch.from_numpy(np.sqrt(pooled.variance))
+        usable = deviation > 1e-8
+        scaled = ((raw.double() - mean) / torch.where(usable, deviation, 1.0)).clamp(-CLIP, CLIP).float()
+        if modality.kind == "image":
+            return scaled
+        missing = raw.isnan() | ~usable
+        if modality.kind == "table":
+            return torch.stack([scaled.masked_fill(missing, 0.0), raw.isnan().float()], dim=1)
+        return torch.stack([scaled.masked_fill(missing, 0.0), (~missing).float()], dim=1)

@@ -1,0 +1,1 @@
+"""The one training loop, the losses, and the meta-learned modality weights."""

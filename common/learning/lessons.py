@@ -1,0 +1,192 @@
+"""What places that train do: a site in teach and refine, the server in distill, a pooled baseline: one code for all."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from common.config import Config, Training
+from common.data.cohort import Batch, Cohort
+from common.learning.loop import Fit, fit
+from common.learning.losses import Lesson, student_loss, task_loss
+from common.learning.modality_weights import hypergradient, random_patterns
+from common.models.ensemble import Calibration, Ensembles, consilium
+from common.models.student import Student, StudentOutput
+from common.models.teacher import Teacher
+from common.task import TaskType
+
+
+def train_teacher(
+    teacher: Teacher, modality: str, train: Cohort, training: Training, *, epochs: int, seed: int, validation: Cohort | None = None
+) -> Fit:
+    """Trains a teacher in place on the visits that hold its modality (model-ready cohorts).
+
+    Args:
+        teacher: What is trained.
+        modality: What it reads.
+        train: Training visits that hold the modality.
+        training: Optimiser.
+        epochs: Most epochs.
+        seed: Of this place, round and group.
+        validation: If given, the best validated epoch is kept.
+    """
+    kind, x, y = train.task.type, train.inputs[modality], train.labels
+
+    def loss(index: Tensor, generator: torch.Generator) -> Tensor:
+        return task_loss(kind, teacher(x[index]), y[index]).mean()
+
+    validate = (lambda: teacher_loss(teacher, modality, validation)) if validation is not None and len(validation) else None
+    return fit(teacher, len(train), loss, training, epochs=epochs, seed=seed, validate=validate)
+
+
+@torch.no_grad()
+def teacher_loss(teacher: Teacher, modality: str, cohort: Cohort) -> float:
+    """Returns a teacher's mean task loss on visits that hold its modality."""
+    return float(task_loss(cohort.task.type, teacher(cohort.inputs[modality]), cohort.labels).mean())
+
+
+@torch.no_grad()
+def student_validation_loss(student: nn.Module, cohort: Cohort) -> float:
+    """Returns the student's mean task loss over visits with what they have and over each of their single modalities.
+
+    A student that is good with everything and useless with one modality is not what is wanted, so both count the same.
+    """
+    batch, kind = cohort.batch(), cohort.task.type
+    output: StudentOutput = student(batch)
+    whole = task_loss(kind, output.prediction(), batch.labels).mean()
+    alone = torch.stack([task_loss(kind, output.unimodal[:, m], batch.labels) for m in range(output.unimodal.shape[1])], 1)
+    single = (alone * output.present).sum() / output.present.sum()
+    return float((whole + single) / 2)
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """Teachers' logits of a whole cohort, computed once.
+
+    Attributes:
+        logits: [N, M, C].
+        taught: bool [N, M].
+        calibration: Of the consilium.
+    """
+
+    logits: Tensor
+    taught: Tensor
+    calibration: Calibration
+
+    def lesson(self, index: Tensor, present: Tensor, omega: Tensor) -> Lesson:
+        """Returns what the teachers say of patients whose pattern is ``present`` [B, M]."""
+        taught = self.taught[index] & present
+        fused = consilium(self.logits[index], taught, omega.softmax(1), self.calibration)
+        return Lesson(self.logits[index], taught, fused)
+
+
+def teach_cohort(
+    ensembles: Ensembles | None, cohort: Cohort, calibration: Calibration, modalities: Collection[str] | None = None
+) -> Teaching | None:
+    """Returns the teachers' logits of a model-ready cohort.
+
+    Args:
+        ensembles: The teachers; None for none.
+        cohort: Visits.
+        calibration: Of the consilium.
+        modalities: Modalities whose teachers may teach here; all by default.
+    """
+    if ensembles is None or not len(cohort):
+        return None
+    allowed = ensembles.modalities() if modalities is None else ensembles.modalities() & set(modalities)
+    has_teacher = torch.tensor([m in allowed for m in cohort.task.modalities])
+    return Teaching(ensembles(cohort.batch()), cohort.present & has_teacher, calibration)
+
+
+def train_student(
+    student: Student,
+    train: Cohort,
+    config: Config,
+    training: Training,
+    *,
+    teaching: Teaching | None,
+    epochs: int,
+    seed: int,
+    validation: Cohort | None = None,
+) -> Fit:
+    """Trains a student in place with L, with patterns drawn per patient and omega as it is.
+
+    Args:
+        student: What is trained.
+        train: Model-ready training visits.
+        config: Weights of the loss.
+        training: Optimiser.
+        teaching: Teachers' logits of ``train``; None trains on labels alone.
+        epochs: Most epochs.
+        seed: Of this place and round.
+        validation: If given, the best validated epoch is kept.
+    """
+    whole = train.batch()
+
+    def loss(index: Tensor, generator: torch.Generator) -> Tensor:
+        batch = train.batch(index).masked(random_patterns(whole.present[index], config.distill.dropout, generator))
+        lesson = teaching.lesson(index, batch.present, student.omega) if teaching else None
+        return student_loss(
+            config.task.type, student(batch), batch, lesson, student.omega, config.distill, labelled=train.labelled
+        )
+
+    validate = (lambda: student_validation_loss(student, validation)) if validation is not None and len(validation) else None
+    return fit(student, len(train), loss, training, epochs=epochs, seed=seed, validate=validate)
+
+
+def student_hypergradient(
+    student: Student, train: Cohort, meta: Cohort, config: Config, *, teaching: Teaching | None, generator: torch.Generator
+) -> tuple[Tensor, float]:
+    """Returns the hypergradient of omega [C or 1, M] and the outer loss, on one drawn batch of each cohort."""
+    size = config.distill.training.batch_size
+    index = torch.randperm(len(train), generator=generator)[:size]
+    inner_batch = train.batch(index).masked(random_patterns(train.present[index], config.distill.dropout, generator))
+    drawn = torch.randperm(len(meta), generator=generator)[: 4 * size]
+    meta_batch: Batch = meta.batch(drawn).masked(random_patterns(meta.present[drawn], config.distill.dropout, generator))
+
+    def inner(output: StudentOutput, omega: Tensor) -> Tensor:
+        lesson = teaching.lesson(index, inner_batch.present, omega) if teaching else None
+        return student_loss(config.task.type, output, inner_batch, lesson, omega, config.distill, labelled=train.labelled)
+
+    student.eval()
+    return hypergradient(student, inner, inner_batch, meta_batch, config.weights.eta)
+
+
+def calibration_loss(teaching: Teaching, labels: Tensor, kind: TaskType, omega: Tensor, calibration: Calibration) -> Tensor:
+    """Returns the task loss of the consilium, a function of s and b."""
+    fused = consilium(teaching.logits, teaching.taught, omega.softmax(1), calibration)
+    return task_loss(kind, fused, labels).mean()
+
+
+def fit_calibration(teaching: Teaching, cohort: Cohort, omega: Tensor, start: Calibration) -> Calibration:
+    """Returns s and b fitted to labelled patients that no teacher was trained on.
+
+    A logistic (softmax) regression on the weighted evidence; a ridge of one pseudo-event pulls towards ``start``, so that a reference
+    set without events leaves it alone.
+    """
+    scale = start.scale.clone().requires_grad_(True)
+    bias = start.bias.clone().requires_grad_(True)
+    optimiser = torch.optim.LBFGS([scale, bias], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        pull = functional.mse_loss(scale, start.scale, reduction="sum") + functional.mse_loss(bias, start.bias, reduction="sum")
+        value = calibration_loss(teaching, cohort.labels, cohort.task.type, omega, Calibration(scale, bias, start.prior)) + pull / len(cohort)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    return Calibration(scale.detach(), bias.detach(), start.prior)
+
+
+def log_odds(task_type: TaskType, positives: NDArray[np.float64], total: float) -> Tensor:
+    """Returns the prior [C]: log-odds of every output, or log class shares; with half an event added, so that it is finite."""
+    share = (positives + 0.5) / (total + (len(positives) * 0.5 if task_type == "multiclass" else 1.0))
+    values = np.log(share) if task_type == "multiclass" else np.log(share / (1 - share))
+    return torch.from_numpy(values).float()

@@ -1,0 +1,95 @@
+"""The one training loop."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from common.config import Training
+
+
+def derive_seed(*parts: object) -> int:
+    """Returns a seed below 2^63 from its parts: run seed, phase, round, site, group."""
+    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a training went.
+
+    Attributes:
+        epochs: Epochs run.
+        training: Mean loss per epoch.
+        validation: Validation loss before training and after every epoch; empty without validation.
+    """
+
+    epochs: int
+    training: tuple[float, ...]
+    validation: tuple[float, ...]
+
+
+def minibatches(size: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yields indices of a shuffled epoch."""
+    yield from torch.randperm(size, generator=generator).split(batch_size)
+
+
+def fit(
+    module: nn.Module,
+    size: int,
+    loss: Callable[[Tensor, torch.Generator], Tensor],
+    training: Training,
+    *,
+    epochs: int,
+    seed: int,
+    validate: Callable[[], float] | None = None,
+) -> Fit:
+    """Trains a module in place, and keeps the parameters of the best validated epoch (the start counts as one).
+
+    Args:
+        module: What is trained.
+        size: Number of training patients; 0 trains nothing.
+        loss: From indices [B] of patients and a generator to a scalar.
+        training: Optimiser and batch size.
+        epochs: Most epochs.
+        seed: Of shuffling, dropout and whatever the loss draws.
+        validate: Returns the validation loss; None keeps the last epoch.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    optimiser = torch.optim.AdamW(
+        [p for p in module.parameters() if p.requires_grad], lr=training.lr, weight_decay=training.weight_decay
+    )
+    curve: list[float] = []
+    validated: list[float] = []
+    best = _validated(module, validate, validated)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for _ in range(epochs if size else 0):
+            module.train()
+            losses = []
+            for index in minibatches(size, training.batch_size, generator):
+                optimiser.zero_grad()
+                value = loss(index, generator)
+                value.backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+                losses.append(float(value.detach()) * len(index))
+            curve.append(sum(losses) / size)
+            best = _validated(module, validate, validated) or best
+    if best is not None:
+        module.load_state_dict(best)
+    module.eval()
+    return Fit(len(curve), tuple(curve), tuple(validated))
+
+
+def _validated(module: nn.Module, validate: Callable[[], float] | None, seen: list[float]) -> dict[str, Tensor] | None:
+    """Appends the validation loss; returns a copy of the parameters if it is the best so far."""
+    if validate is None:
+        return None
+    module.eval()
+    with torch.no_grad():
+        seen.append(validate())
+    return copy.deepcopy(module.state_dict()) if seen[-1] <= min(seen) else None

@@ -1,0 +1,1 @@
+"""Networks: encoders by modality kind, unimodal teachers, the multimodal student and its fusions."""

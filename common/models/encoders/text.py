@@ -1,0 +1,77 @@
+"""Encoders of text: inputs [B, 2, L], hashed word ids (0 pads) and their inverse document frequencies."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from common.models.registry import Encoder, encoder
+from common.task import Modality
+
+
+def bag_of_words(x: Tensor, buckets: int) -> Tensor:
+    """Returns tf-idf vectors of length one.
+
+    Args:
+        x: [B, 2, L].
+        buckets: Number of hash buckets, V.
+
+    Returns:
+        [B, V].
+    """
+    ids, weights = x[:, 0].long(), x[:, 1]
+    bag = torch.zeros(x.shape[0], buckets, device=x.device, dtype=x.dtype).scatter_add(1, ids, weights)
+    return functional.normalize(bag, dim=1)
+
+
+@encoder("text", "linear")
+class LinearText(Encoder):
+    """The tf-idf vector itself: with a linear head, the logistic regression of text classification."""
+
+    def __init__(self, modality: Modality, width: int, dropout: float) -> None:
+        """Args as in :func:`common.models.registry.build_encoder`."""
+        super().__init__()
+        self.features = modality.buckets
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 2, L] -> [B, V]."""
+        return bag_of_words(x, self.features)
+
+
+@encoder("text", "compact", "small")
+class BagEncoder(Encoder):
+    """A linear map of the tf-idf vector."""
+
+    def __init__(self, modality: Modality, width: int, dropout: float) -> None:
+        """Args as in :func:`common.models.registry.build_encoder`."""
+        super().__init__()
+        self.features, self.buckets = width, modality.buckets
+        self.dropout = nn.Dropout(dropout)
+        self.words = nn.Linear(modality.buckets, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 2, L] -> [B, width]."""
+        words: Tensor = self.words(self.dropout(bag_of_words(x, self.buckets)))
+        return words
+
+
+@encoder("text", "base")
+class ConvText(Encoder):
+    """Word embeddings and a Conv1d over neighbouring words (negations, phrases), beside the bag of words."""
+
+    def __init__(self, modality: Modality, width: int, dropout: float) -> None:
+        """Args as in :func:`common.models.registry.build_encoder`."""
+        super().__init__()
+        self.features, self.buckets = width, modality.buckets
+        self.words = nn.Embedding(modality.buckets, 2 * width)
+        self.phrases = nn.Conv1d(2 * width, 2 * width, kernel_size=3, padding=1)
+        self.out = nn.Sequential(nn.Dropout(dropout), nn.Linear(2 * width, width))
+        self.wide = nn.Linear(modality.buckets, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 2, L] -> [B, width]."""
+        seen = (x[:, :1] > 0).to(x.dtype)
+        maps = functional.gelu(self.phrases(self.words(x[:, 0].long()).transpose(1, 2) * seen)) * seen
+        deep: Tensor = self.out(maps.amax(2))
+        return deep + self.wide(bag_of_words(x, self.buckets))

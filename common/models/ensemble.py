@@ -1,0 +1,104 @@
+"""Teacher ensembles and the consilium: what the specialists say together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from common.config import ModelConfig
+from common.data.cohort import Batch
+from common.models.fusion import weighted_evidence
+from common.models.teacher import Teacher
+from common.task import Task
+
+GROUP_SEPARATOR = "/"
+
+
+def group_name(modality: str, architecture: str) -> str:
+    """Returns the name of a (modality, architecture) group."""
+    return f"{modality}{GROUP_SEPARATOR}{architecture}"
+
+
+def groups(task: Task, model: ModelConfig) -> list[str]:
+    """Returns every (modality, architecture) group of a task."""
+    return [group_name(n, a) for n, m in task.modalities.items() for a in model.teachers[m.kind]]
+
+
+def build_teacher(group: str, task: Task, model: ModelConfig) -> Teacher:
+    """Returns a new teacher of a group."""
+    name, architecture = group.split(GROUP_SEPARATOR)
+    return Teacher(task.modalities[name], architecture, len(task.outputs), width=model.width, dropout=model.dropout)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What turns the teachers' logits into one statement.
+
+    Attributes:
+        scale: s, float32 [C].
+        bias: b, float32 [C].
+        prior: Log-odds of the outputs in training (log class shares for multi-class), float32 [C].
+    """
+
+    scale: Tensor
+    bias: Tensor
+    prior: Tensor
+
+
+def initial_calibration(task: Task, prior: Tensor) -> Calibration:
+    """Returns s = M, b = 0: with uniform weights the evidence of the modalities simply adds up."""
+    return Calibration(torch.full_like(prior, float(len(task.modalities))), torch.zeros_like(prior), prior)
+
+
+class Ensembles(nn.Module):
+    """E_m for every modality: teachers of several architectures."""
+
+    def __init__(self, task: Task, model: ModelConfig, states: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Builds the teachers.
+
+        Args:
+            task: What is predicted from what.
+            model: Architectures.
+            states: Group -> parameters.
+        """
+        super().__init__()
+        self.task = task
+        self.members = nn.ModuleDict()
+        for group in sorted(states):
+            teacher = build_teacher(group, task, model)
+            teacher.load_state_dict(dict(states[group]))
+            self.members[group] = teacher
+        self.eval()
+
+    def modalities(self) -> set[str]:
+        """Returns the modalities that have a teacher."""
+        return {g.split(GROUP_SEPARATOR)[0] for g in self.members}
+
+    @torch.no_grad()
+    def forward(self, batch: Batch) -> Tensor:
+        """Returns mean_a z_{m,a}, logits [B, M, C]; zero where a modality is absent or has no teacher."""
+        columns = []
+        for at, name in enumerate(self.task.modalities):
+            held = batch.present[:, at].nonzero().squeeze(1)
+            mine = [t for g, t in self.members.items() if g.split(GROUP_SEPARATOR)[0] == name]
+            column = torch.zeros(len(batch), len(self.task.outputs))
+            if mine and len(held):
+                x = batch.inputs[name][held]
+                column = column.index_copy(0, held, torch.stack([t(x) for t in mine]).mean(0))
+            columns.append(column)
+        return torch.stack(columns, 1)
+
+
+def consilium(logits: Tensor, present: Tensor, weights: Tensor, calibration: Calibration) -> Tensor:
+    """Returns prior + b + s sum_m w_m (z_m - prior), logits [B, C].
+
+    Args:
+        logits: mean_a z_{m,a}, [B, M, C].
+        present: bool [B, M], modalities present that have teachers.
+        weights: w, [C or 1, M]; not renormalised over the modalities present.
+        calibration: s, b and prior.
+    """
+    return calibration.prior + calibration.bias + calibration.scale * weighted_evidence(logits, present, weights, calibration.prior)

@@ -1,0 +1,89 @@
+"""The compact multimodal student: one encoder and one head per modality, and a fused head (MIND's multi-head joint fusion)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from common.config import ModelConfig
+from common.data.cohort import Batch
+from common.models.registry import build_encoder, build_fusion
+from common.task import Task
+
+
+@dataclass(frozen=True)
+class StudentOutput:
+    """What the student says of a batch.
+
+    Attributes:
+        features: f_m, [B, M, d]; zero where a modality is absent.
+        unimodal: h_m, logits [B, M, C]; zero where a modality is absent.
+        fused: h_F, logits [B, C].
+        present: bool [B, M].
+    """
+
+    features: Tensor
+    unimodal: Tensor
+    fused: Tensor
+    present: Tensor
+
+    def prediction(self) -> Tensor:
+        """Returns logits [B, C]: the unimodal head's where a single modality is present, else the fused head's."""
+        alone = self.present.sum(1, keepdim=True) == 1
+        return torch.where(alone, self.unimodal.sum(1), self.fused)
+
+
+class Student(nn.Module):
+    """f_m, h_m, F and h_F, with the modality weights omega and the prior as buffers."""
+
+    omega: Tensor
+    prior: Tensor
+
+    def __init__(self, task: Task, model: ModelConfig, *, per_output: bool = False) -> None:
+        """Builds the network; initialised from torch's global generator.
+
+        Args:
+            task: What is predicted from what.
+            model: Architectures, width and fusion.
+            per_output: Whether omega has a row per output.
+        """
+        super().__init__()
+        outputs = len(task.outputs)
+        self.task = task
+        self.encoders = nn.ModuleDict(
+            {n: build_encoder(m, model.student[m.kind], model.width, model.dropout) for n, m in task.modalities.items()}
+        )
+        self.heads = nn.ModuleDict({n: nn.Linear(model.width, outputs) for n in task.modalities})
+        self.fusion = build_fusion(model.fusion, len(task.modalities), model.width, outputs, model.dropout)
+        self.register_buffer("omega", torch.zeros(outputs if per_output else 1, len(task.modalities)))
+        self.register_buffer("prior", torch.zeros(outputs))
+
+    def weights(self) -> Tensor:
+        """Returns w = softmax(omega), [C or 1, M]."""
+        return self.omega.softmax(1)
+
+    def forward(self, batch: Batch) -> StudentOutput:
+        """Runs only the encoders of the modalities present: what an absent one holds cannot matter."""
+        features, unimodal = [], []
+        for at, name in enumerate(self.task.modalities):
+            held = batch.present[:, at].nonzero().squeeze(1)
+            feature = self.encoders[name](batch.inputs[name][held])
+            logits = self.heads[name](feature)
+            features.append(feature.new_zeros(len(batch), feature.shape[1]).index_copy(0, held, feature))
+            unimodal.append(logits.new_zeros(len(batch), logits.shape[1]).index_copy(0, held, logits))
+        stacked, heads = torch.stack(features, 1), torch.stack(unimodal, 1)
+        fused = self.fusion(stacked, heads, batch.present, self.weights(), self.prior)
+        return StudentOutput(stacked, heads, fused, batch.present)
+
+
+def block_of(parameter: str) -> str:
+    """Returns the block that a parameter of the student is aggregated with: a modality, or ``fusion``."""
+    room, name, *_ = parameter.split(".")
+    return name if room in ("encoders", "heads") else "fusion"
+
+
+def parameters_of(module: nn.Module) -> int:
+    """Returns the number of trainable parameters."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

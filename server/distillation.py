@@ -1,0 +1,143 @@
+"""Teachers -> student on the reference set, and the meta-learned modality weights there."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.model_selection import GroupKFold
+from torch import Tensor
+
+from common.config import Config
+from common.data.cohort import Cohort
+from common.learning.lessons import Teaching, fit_calibration, student_hypergradient, teach_cohort, train_student
+from common.learning.loop import Fit, derive_seed
+from common.learning.modality_weights import OmegaAdam
+from common.models.ensemble import Calibration, Ensembles, initial_calibration
+from common.models.student import Student
+
+FOLDS = 5
+Progress = Callable[[int, Tensor], None]
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A student, and what it learned from.
+
+    Attributes:
+        student: With its omega and prior.
+        calibration: Of the consilium.
+        fit: Curves of its training.
+        adam: State of Adam on omega.
+    """
+
+    student: Student
+    calibration: Calibration
+    fit: Fit
+    adam: dict[str, Tensor]
+
+
+def new_student(config: Config, prior: Tensor) -> Student:
+    """Returns a student initialised from the run's seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.seed, "student"))
+        student = Student(config.task, config.model, per_output=config.weights.per_output)
+    student.prior.copy_(prior)
+    return student
+
+
+def distil(config: Config, reference: Cohort, ensembles: Ensembles, prior: Tensor, progress: Progress) -> Distilled:
+    """Trains the student on the reference set.
+
+    Args:
+        config: Of the run.
+        reference: Model-ready reference set; no teacher saw it.
+        ensembles: The teachers.
+        prior: Log-odds of the outputs in training, [C].
+        progress: Told (step, omega) after every step on omega.
+    """
+    student = new_student(config, prior)
+    calibration = initial_calibration(config.task, prior)
+    adam: dict[str, Tensor] = {}
+    if reference.labelled:
+        calibration = recalibrated(config, reference, ensembles, student.omega, calibration)
+        if config.weights.estimator == "lookahead":
+            adam = learn_weights(config, student, reference, ensembles, calibration, progress)
+            calibration = recalibrated(config, reference, ensembles, student.omega, calibration)
+    train, validation = _training_part(config, reference), reference.part("validation")
+    fit = train_student(
+        student,
+        train,
+        config,
+        config.distill.training,
+        teaching=teach_cohort(ensembles, train, calibration),
+        epochs=config.distill.epochs,
+        seed=derive_seed(config.seed, "distill"),
+        validation=validation if reference.labelled else None,
+    )
+    return Distilled(student, calibration, fit, adam)
+
+
+def recalibrated(config: Config, reference: Cohort, ensembles: Ensembles, omega: Tensor, start: Calibration) -> Calibration:
+    """Returns s and b fitted on the reference patients, whom no teacher saw; as they were if that is switched off."""
+    teaching = teach_cohort(ensembles, reference, start)
+    if teaching is None or not config.distill.scale:
+        return start
+    return fit_calibration(teaching, reference, omega, initial_calibration(config.task, start.prior))
+
+
+def learn_weights(
+    config: Config, student: Student, reference: Cohort, ensembles: Ensembles, calibration: Calibration, progress: Progress
+) -> dict[str, Tensor]:
+    """Learns omega by look-ahead and writes it into the student; theta is left as it was.
+
+    Shadow students learn with the current omega on the training part of a fold, an epoch per step, and every fold's meta part says
+    whether a virtual step with these weights helped. With fewer events than ``weights.cross_fit_below`` there are five patient folds,
+    so that every patient serves as meta patient for a shadow that never saw it; else there is one fold, the split's.
+
+    Returns:
+        State of Adam on omega.
+    """
+    folds = _meta_folds(config, reference)
+    shadows = [copy.deepcopy(student) for _ in folds]
+    teachings: list[Teaching | None] = [teach_cohort(ensembles, train, calibration) for train, _ in folds]
+    adam = OmegaAdam(student.omega, config.weights.rho)
+    generator = torch.Generator().manual_seed(derive_seed(config.seed, "weights"))
+    for step in range(config.weights.steps):
+        gradients = []
+        for k, (shadow, teaching, (train, meta)) in enumerate(zip(shadows, teachings, folds, strict=True)):
+            seed = derive_seed(config.seed, "weights", step, k)
+            train_student(shadow, train, config, config.distill.training, teaching=teaching, epochs=1, seed=seed)
+            gradients.append(student_hypergradient(shadow, train, meta, config, teaching=teaching, generator=generator)[0])
+        omega = adam.step(torch.stack(gradients).mean(0))
+        for each in (student, *shadows):
+            each.omega.copy_(omega)
+        progress(step, omega)
+    return adam.state()
+
+
+def _training_part(config: Config, reference: Cohort) -> Cohort:
+    """Returns whom the student learns from: meta patients too, once they have been used by cross-fitting or by nobody."""
+    return reference.part("train") if _own_meta(config, reference) else reference.part("train", "meta")
+
+
+def _own_meta(config: Config, reference: Cohort) -> bool:
+    meta = reference.part("meta")
+    return reference.labelled and config.weights.estimator == "lookahead" and meta.events() >= config.weights.cross_fit_below
+
+
+def _meta_folds(config: Config, reference: Cohort) -> list[tuple[Cohort, Cohort]]:
+    """Returns (train, meta) cohorts; meta visits hold at least two modalities, one alone cannot tell which matters."""
+    if _own_meta(config, reference):
+        pairs = [(reference.part("train"), reference.part("meta"))]
+    else:
+        pool = reference.part("train", "meta")
+        number = min(FOLDS, len(np.unique(pool.patient)))
+        splits: list[tuple[Any, Any]] = list(GroupKFold(number).split(pool.row, groups=pool.patient)) if number > 1 else []
+        pairs = [(pool.select(train), pool.select(meta)) for train, meta in splits]
+    several = [(train, meta.select((meta.present.sum(1) > 1).numpy())) for train, meta in pairs]
+    return [(train, meta) for train, meta in several if len(train) and len(meta)]

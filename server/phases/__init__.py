@@ -1,0 +1,1 @@
+"""The five phases: each function takes a run one transition further."""

@@ -1,0 +1,126 @@
+"""Phase 1: who holds what; the common standardisation and the prior; who takes part in what, and at which cost."""
+
+from __future__ import annotations
+
+import torch
+
+from common.arrays import module_arrays, moments_arrays, moments_of
+from common.data.standardise import pool
+from common.errors import nearest
+from common.learning.lessons import log_odds
+from common.learning.loop import derive_seed
+from common.messages import EnrolReply, EnrolRequest
+from common.models.ensemble import build_teacher
+from common.models.ensemble import groups as all_groups
+from server.checkpoint import Enrolled
+from server.rounds import RunFailed
+from server.run import Run
+
+
+def roll_call(run: Run) -> dict[str, EnrolReply]:
+    """Asks every node what it holds, and learns which node is which site."""
+    nodes = {f"node-{n}": n for n in run.council.grid.get_node_ids()}
+    if not nodes:
+        raise RunFailed("no site is connected. Start the SuperNodes first, then run again.")
+    run.council.nodes = nodes
+    requests = {name: EnrolRequest(**run.request("enrol", 0, name)) for name in nodes}
+    answers = run.council.ask("query.enrol", requests, EnrolReply)
+    named: dict[str, EnrolReply] = {}
+    for node, reply in sorted(answers.items(), key=lambda item: (item[1].site, item[0])):
+        if reply.site in named:
+            run.record.event("left-out", site=reply.site, reason="two nodes enrolled under this name; the second is left out")
+            continue
+        named[reply.site] = reply
+        run.council.nodes[reply.site] = nodes[node]
+        _rename_traffic(run, node, reply.site)
+    if not named:
+        raise RunFailed(f"no site could enrol. Reasons: {_reasons(run)}")
+    return named
+
+
+def enrol(run: Run, replies: dict[str, EnrolReply]) -> None:
+    """Checks what the sites hold against the task, and prepares the teachers."""
+    _check_number(replies)
+    config, state = run.config, run.state
+    for name, reply in replies.items():
+        unknown = [g for g in reply.architectures if g not in all_groups(config.task, config.model)]
+        if unknown:
+            where = nearest(unknown[0], all_groups(config.task, config.model))
+            run.record.event("left-out", site=name, reason=f"it enrolled with the unknown group '{unknown[0]}'{where}")
+            continue
+        state.sites[name] = Enrolled(reply.role, sorted(reply.architectures), reply.splits, reply.patterns)
+        run.record.event(
+            "enrolled", site=name, role=reply.role, modalities=reply.modalities, labels=reply.labels, splits=reply.splits,
+            excluded=reply.excluded, versions=reply.versions,
+        )  # fmt: skip
+    _check_groups(run)
+    _pool(run, replies)
+    for group in state.group_sites():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(config.seed, "teacher", group))
+            state.arrays[f"teacher:{group}"] = module_arrays(build_teacher(group, config.task, config.model))
+    _announce(run)
+    run.advance("teaching")
+
+
+def _check_number(replies: dict[str, EnrolReply]) -> None:
+    """Fails if a simulation has fewer nodes than hospital folders: silently leaving hospitals out would be a wrong result."""
+    here = max(r.sites_here for r in replies.values())
+    if here > 1 and len(replies) < here:
+        raise RunFailed(
+            f"the folder in CONSILIUM_SITES holds {here} hospitals, but only {len(replies)} node(s) could enrol. Run: flwr run . --stream "
+            f"--federation-config 'num-supernodes={here}' (make demo does it for you)"
+        )
+
+
+def _check_groups(run: Run) -> None:
+    held = {g.split("/")[0] for g in run.state.group_sites()}
+    missing = [m for m in run.config.task.modalities if m not in held]
+    if missing:
+        raise RunFailed(
+            f"no site trains on {', '.join(missing)}, which task '{run.config.task.name}' asks for. Invite a site that holds it, or take it "
+            "out of the task."
+        )
+
+
+def _pool(run: Run, replies: dict[str, EnrolReply]) -> None:
+    """Pools feature moments and label counts of the training sites and of the reference set, in the order of the sites' names."""
+    task, reference = run.config.task, run.raw_reference
+    trains = [r for _, r in sorted(replies.items()) if r.role == "train" and r.site in run.state.sites]
+    parts = [moments_of(r.moments) for r in trains]
+    if reference is not None:
+        parts.append(reference.moments())
+    pooled = {m: pool([p[m] for p in parts]) for m in task.modalities}
+    run.state.arrays.update({f"standardisation:{m}": a for m, a in moments_arrays(pooled).items()})
+    told = [r for r in trains if all(n is not None for n in r.labels.values())]
+    positives = torch.tensor([[float(r.labels[o] or 0) for o in task.outputs] for r in told], dtype=torch.float64).reshape(-1, len(task.outputs))
+    counted, total = positives.sum(0).numpy(), float(sum(r.splits["train"] for r in told))
+    if reference is not None and reference.labelled:
+        y = reference.labels
+        counted = counted + (torch.bincount(y, minlength=len(task.outputs)) if y.ndim == 1 else y.sum(0)).double().numpy()
+        total += len(reference)
+    run.state.prior = log_odds(task.type, counted, total).tolist()
+
+
+def _announce(run: Run) -> None:
+    """Says, before anything is trained, who takes part in what and how many bytes each site will move."""
+    sizes = {g: sum(a.nbytes for a in run.state.arrays[f"teacher:{g}"].values()) for g in run.state.group_sites()}
+    rounds = run.config.teach.rounds + 1
+    run.record.event(
+        "plan",
+        groups=run.state.group_sites(),
+        teaching_bytes={n: 2 * rounds * sum(sizes[g] for g in s.groups) for n, s in sorted(run.state.sites.items())},
+        reference=len(run.raw_reference) if run.raw_reference is not None else 0,
+    )
+
+
+def _rename_traffic(run: Run, node: str, site: str) -> None:
+    for phase, (sent, received) in run.council.traffic.pop(node, {}).items():
+        total = run.council.traffic.setdefault(site, {}).setdefault(phase, [0, 0])
+        total[0] += sent
+        total[1] += received
+
+
+def _reasons(run: Run) -> str:
+    last = run.record.events("round")[-1]["left_out"]
+    return "; ".join(f"{node}: {reason}" for node, reason in last.items()) or "none given"

@@ -1,0 +1,127 @@
+"""Phase 4: the sites train the student on their own patients; every block is aggregated over the sites that have data for it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from common.arrays import consilium_arrays, consilium_of, tensors
+from common.learning.lessons import student_validation_loss
+from common.learning.modality_weights import OmegaAdam
+from common.messages import Arrays, RefineReply, RefineRequest
+from common.models.ensemble import Calibration
+from common.models.student import block_of
+from server.aggregation import weighted_mean
+from server.rounds import RunFailed, quorum_reached
+from server.run import Run
+from server.update_gate import fault, not_finite
+
+LEAST_SITES_OF_A_TEACHER = 2  # a teacher fitted on a site's own patients alone teaches it memorised logits
+CALIBRATION_LR = 0.05
+
+
+def refine(run: Run) -> None:
+    """Runs one round; the last one only validates, so that the best student can be chosen."""
+    state, config, number = run.state, run.config, run.state.round
+    if config.refine.rounds == 0:
+        return _finish(run)
+    epochs = config.refine.epochs if number < config.refine.rounds else 0
+    requests = {site: _request(run, site, epochs) for site, enrolled in state.sites.items() if enrolled.role == "train"}
+    expected = _blocks(state.arrays["student"])
+
+    def gate(site: str, reply: RefineReply) -> str | None:
+        loss = reply.validation[0] if reply.validation else None
+        meta = None if all(np.isfinite(a).all() for a in reply.meta.values()) else float("nan")
+        numbers = not_finite(**{"validation loss": loss, "meta gradient": meta})
+        return numbers or fault(_blocks(reply.student), expected, reply.counts, 1)
+
+    replies = run.council.ask("train.refine", requests, RefineReply, round=number, gate=gate)
+    if not quorum_reached(len(replies), len(requests), config.federation.quorum):
+        raise RunFailed(
+            f"refine lost its quorum in round {number}: {len(replies)} of {len(requests)} sites answered, federation.quorum = "
+            f"{config.federation.quorum:g}. See left_out in events.jsonl, mend those sites, and resume the run"
+        )
+    _choose(run, replies)
+    if not epochs:
+        return _finish(run)
+    _aggregate(run, replies)
+    if config.weights.estimator != "uniform":
+        _learn_weights(run, replies)
+    run.advance("refining", number + 1)
+
+
+def _request(run: Run, site: str, epochs: int) -> RefineRequest:
+    members = run.state.group_sites()
+    mine = {g: a for g, a in run.state.teachers().items() if g in run.state.sites[site].groups}
+    return RefineRequest(
+        **run.request("refine", run.state.round, site),
+        epochs=epochs,
+        student=run.state.arrays["student"],
+        teachers={g: a for g, a in mine.items() if len(members[g]) >= LEAST_SITES_OF_A_TEACHER},
+        consilium=run.state.arrays["consilium"],
+        standardisation=run.state.standardisation(),
+    )
+
+
+def _blocks(student: Arrays) -> dict[str, Arrays]:
+    """Returns block -> parameters; buffers belong to the server."""
+    blocks: dict[str, Arrays] = {}
+    for name, array in student.items():
+        if name not in ("omega", "prior"):
+            blocks.setdefault(block_of(name), {})[name] = array
+    return blocks
+
+
+def _aggregate(run: Run, replies: dict[str, RefineReply]) -> None:
+    student = dict(run.state.arrays["student"])
+    for block in _blocks(student):
+        mine = {s: _blocks(r.student)[block] for s, r in replies.items() if r.counts.get(block)}
+        if mine:
+            student.update(weighted_mean(mine, {s: replies[s].counts[block] for s in mine}))
+    run.state.arrays["student"] = student
+
+
+def _learn_weights(run: Run, replies: dict[str, RefineReply]) -> None:
+    """Averages the sites' gradients of omega, s and b, weighted by meta visits, and takes one step each."""
+    able = {s: r.meta for s, r in replies.items() if r.meta_count and "omega" in r.meta}
+    if not able:
+        return
+    counts = {s: replies[s].meta_count for s in able}
+    mean = weighted_mean({s: {"omega": m["omega"]} for s, m in able.items()}, counts)
+    calibration, _ = consilium_of(run.state.arrays["consilium"])
+    student = run.state.arrays["student"]
+    adam = OmegaAdam(torch.from_numpy(student["omega"].copy()), run.config.weights.rho, tensors(run.state.arrays.get("omega-adam", {})))
+    omega = adam.step(torch.from_numpy(mean["omega"]))
+    run.state.arrays["omega-adam"] = {k: v.numpy() for k, v in adam.state().items()}
+    both = {s: {k: m[k] for k in ("scale", "bias")} for s, m in able.items() if "scale" in m}
+    if both and run.reference is None:
+        step = tensors(weighted_mean(both, {s: counts[s] for s in both}))
+        calibration = Calibration(
+            calibration.scale - CALIBRATION_LR * step["scale"].sign(), calibration.bias - CALIBRATION_LR * step["bias"].sign(), calibration.prior
+        )
+    run.state.arrays["student"] = {**student, "omega": omega.numpy()}
+    run.state.arrays["consilium"] = consilium_arrays(calibration, omega)
+    run.note_weights(run.state.round, omega)
+
+
+def _choose(run: Run, replies: dict[str, RefineReply]) -> None:
+    """Keeps the student that was sent if it validates best so far, over the sites' and the reference set's validation visits."""
+    scores = [r.validation for _, r in sorted(replies.items()) if r.validation is not None]
+    reference = run.reference
+    if reference is not None and reference.labelled and len(held := reference.part("validation")):
+        scores.append((student_validation_loss(run.student(), held), len(held)))
+    if not scores:
+        return
+    loss = sum(value * n for value, n in scores) / sum(n for _, n in scores)
+    run.note_loss("student", "validation", loss)
+    if loss <= run.state.best.get("student", float("inf")):
+        run.state.best["student"] = loss
+        run.state.arrays["best:student"] = run.state.arrays["student"]
+        run.state.arrays["best:consilium"] = run.state.arrays["consilium"]
+
+
+def _finish(run: Run) -> None:
+    """Goes on to phase 5 with the best student."""
+    for name in ("student", "consilium"):
+        run.state.arrays[name] = run.state.arrays.pop(f"best:{name}", run.state.arrays[name])
+    run.advance("evaluating")

@@ -1,0 +1,67 @@
+"""Phase 2: the sites of every (modality, architecture) group train its teacher together."""
+
+from __future__ import annotations
+
+from common.messages import TeachReply, TeachRequest
+from server.aggregation import weighted_mean
+from server.rounds import RunFailed, quorum_reached
+from server.run import Run
+from server.update_gate import fault, not_finite
+
+
+def teach(run: Run) -> None:
+    """Runs one round; the last one only validates, so that the best round of every group can be chosen."""
+    state, config, number = run.state, run.config, run.state.round
+    epochs = config.teach.epochs if number < config.teach.rounds else 0
+    sent = {g: state.arrays[f"teacher:{g}"] for g in state.group_sites()}
+    requests = {
+        site: TeachRequest(
+            **run.request("teach", number, site),
+            epochs=epochs,
+            groups={g: sent[g] for g in enrolled.groups},
+            standardisation=state.standardisation(),
+        )
+        for site, enrolled in state.sites.items()
+        if enrolled.groups
+    }
+
+    def gate(site: str, reply: TeachReply) -> str | None:
+        losses = {f"validation loss of {g}": loss for g, (loss, _) in reply.validation.items()}
+        return fault(reply.groups, requests[site].groups, reply.counts, config.federation.min_patients) or not_finite(**losses)
+
+    replies = run.council.ask("train.teach", requests, TeachReply, round=number, gate=gate)
+    for group, members in state.group_sites().items():
+        mine = {s: r for s, r in replies.items() if group in r.groups}
+        if not quorum_reached(len(mine), len(members), config.federation.quorum):
+            raise RunFailed(
+                f"group '{group}' lost its quorum in round {number}: {len(mine)} of {len(members)} sites answered, federation.quorum = "
+                f"{config.federation.quorum:g}. See left_out in events.jsonl, mend those sites, and resume the run"
+            )
+        _choose(run, group, mine)
+        if epochs:
+            state.arrays[f"teacher:{group}"] = weighted_mean(
+                {s: r.groups[group] for s, r in mine.items()}, {s: r.counts[group] for s, r in mine.items()}
+            )
+    if epochs:
+        run.advance("teaching", number + 1)
+    else:
+        run.advance("distilling")
+
+
+def _choose(run: Run, group: str, replies: dict[str, TeachReply]) -> None:
+    """Keeps the parameters that were sent if they validate best so far."""
+    scores = [r.validation[group] for _, r in sorted(replies.items()) if group in r.validation]
+    trained = [(r.training[group], r.counts[group]) for _, r in sorted(replies.items()) if group in r.training]
+    if trained:
+        run.note_loss(group, "train", _mean(trained))
+    if not scores:
+        return
+    loss = _mean(scores)
+    run.note_loss(group, "validation", loss)
+    if loss <= run.state.best.get(group, float("inf")):
+        run.state.best[group] = loss
+        run.state.arrays[f"best:{group}"] = run.state.arrays[f"teacher:{group}"]
+
+
+def _mean(pairs: list[tuple[float, int]]) -> float:
+    return sum(value * n for value, n in pairs) / sum(n for _, n in pairs)

@@ -1,0 +1,42 @@
+"""What an update must satisfy before it may be aggregated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from common.messages import Arrays
+
+
+def fault(update: Mapping[str, Arrays], expected: Mapping[str, Arrays], counts: Mapping[str, int], least: int) -> str | None:
+    """Returns why an update is refused, or None.
+
+    Args:
+        update: Group or block -> arrays, as received.
+        expected: Group or block -> arrays, as sent to the site.
+        counts: Group or block -> training visits behind the update.
+        least: Fewest training visits of an update.
+    """
+    for name, arrays in update.items():
+        if name not in expected:
+            return f"it holds '{name}', which it was not asked for"
+        if set(arrays) != set(expected[name]):
+            return f"the arrays of '{name}' have other names than those sent"
+        for key, array in arrays.items():
+            sent = expected[name][key]
+            if array.shape != sent.shape or array.dtype != sent.dtype:
+                return f"'{key}' of '{name}' is {array.dtype} {array.shape}, {sent.dtype} {sent.shape} was sent"
+            if not np.isfinite(array).all():
+                return f"'{key}' of '{name}' holds NaN or infinity"
+        if counts.get(name, 0) < least:
+            return f"'{name}' rests on {counts.get(name, 0)} training visits, fewer than federation.min_patients = {least}"
+    return None
+
+
+def not_finite(**values: float | None) -> str | None:
+    """Returns the reason if a number is NaN or infinite, or None."""
+    for name, value in values.items():
+        if value is not None and not np.isfinite(value):
+            return f"its {name} is NaN or infinite"
+    return None
