@@ -58,6 +58,7 @@ def run_flower(
     sites: Path,
     num_supernodes: int,
     timeout_s: float,
+    resume: bool = False,
     app: Path | None = None,
     show: bool = True,
 ) -> None:
@@ -72,6 +73,7 @@ def run_flower(
         sites: Folder with one sub-folder per hospital and perhaps one named ``reference``.
         num_supernodes: Number of simulated sites.
         timeout_s: Longest wait for the run, in seconds.
+        resume: Whether to continue the run that the run directory holds.
         app: Folder with the Flower app's ``pyproject.toml``; the project itself by default.
         show: Whether the log also goes to standard output, line by line.
 
@@ -82,7 +84,8 @@ def run_flower(
     run_dir = run_dir.resolve()
     run_dir.mkdir(parents=True, exist_ok=True)
     log = run_dir / "flower.log"
-    run_config = {"experiment": experiment, "overrides": shlex.join(overrides), "run-dir": str(run_dir)}
+    run_config: dict[str, str | bool] = {"experiment": experiment, "run-dir": str(run_dir), "resume": resume}
+    run_config["overrides"] = shlex.join(overrides)
     deadline = time.monotonic() + timeout_s
     with _superlink(sites.resolve(), run_dir / "superlink.log") as link:
         _submit(link, app.resolve(), run_config, num_supernodes, log, deadline, show)
@@ -193,11 +196,11 @@ def _popen(link: _SuperLink, command: Sequence[str], out: int) -> subprocess.Pop
 
 
 def _submit(
-    link: _SuperLink, app: Path, run_config: dict[str, str], num_supernodes: int, log: Path, deadline: float, show: bool
+    link: _SuperLink, app: Path, run_config: dict[str, str | bool], num_supernodes: int, log: Path, deadline: float, show: bool
 ) -> None:
     """Submits the app and follows its log until the log ends."""
     config = link.home / "run.toml"
-    # A JSON string is a TOML string, quotes and all, which Flower's KEY='VALUE' notation is not.
+    # A JSON value is a TOML value, quotes and all, which Flower's KEY='VALUE' notation is not.
     config.write_text("".join(f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in run_config.items()), encoding="utf-8")
     federation = (
         f"num-supernodes={num_supernodes} client-resources-num-cpus=1 init-args-num-cpus={RAY_CPUS} init-args-log-to-driver=false"
@@ -224,7 +227,7 @@ def _submit(
 def _outcome(link: _SuperLink, deadline: float) -> tuple[str, str]:
     """Returns how the SuperLink's only run ended, and why: Flower's exit codes do not tell."""
     while True:
-        command = [SCRIPTS / "flwr", "list", CONNECTION, "--format", "json"]
+        command = [str(SCRIPTS / "flwr"), "list", CONNECTION, "--format", "json"]
         answer = subprocess.run(command, cwd=link.cwd, env=link.env, capture_output=True, text=True)
         try:
             run = json.loads(answer.stdout)["runs"][0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -36,6 +37,7 @@ clientapp = "client.app:app"
 experiment = ""
 overrides = ""
 run-dir = ""
+resume = false
 """
 SERVER = """
 import json, os, time
@@ -124,7 +126,7 @@ def test_a_run_completes_isolated_from_others_and_leaves_nothing(
     said = json.loads((folder / "said.json").read_text(encoding="utf-8"))
     assert not ports
     assert said["config"]["run-dir"] == str(folder)
-    assert launch.shlex.split(said["config"]["overrides"]) == list(overrides)
+    assert shlex.split(said["config"]["overrides"]) == list(overrides)
     assert sorted(reply["partition"] for reply in said["replies"]) == [0, 1]
     assert {reply["sites"] for reply in said["replies"]} == {str(tmp_path / "sites")}
     assert not any(Path(reply["file"]).is_relative_to(launch.project_root()) for reply in said["replies"])
