@@ -18,6 +18,8 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 from numpy.typing import NDArray
 
@@ -176,11 +178,13 @@ def write_sites(
         ``data_checksum``, ``cohort``, ``exclusions``, ``n`` per role and ``sites`` (role, modalities and counts per site).
 
     Raises:
-        ConsiliumError: If the folder is not empty.
+        ConsiliumError: If there is no such fold or the folder is not empty.
     """
+    frame = stays.stays.assign(fold=folds(stays), group=_groups(stays.stays))
+    if fold not in frame["fold"].values:
+        raise ConsiliumError(f"The eICU demo has no fold {fold}. Ask for one of 0 to {frame['fold'].max()}.")
     if folder.exists() and any(folder.iterdir()):
         raise ConsiliumError(f"{folder} is not empty. Name a new folder for the sites, or remove it first.")
-    frame = stays.stays.assign(fold=folds(stays), group=_groups(stays.stays))
     exclusions = dict(stays.exclusions)
     if cohort == "main":
         exclusions["stays that left the unit before 24 h"] = int((~frame["main"]).sum())
@@ -195,10 +199,14 @@ def write_sites(
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     where = frame.set_index("visit")["site"]
-    files = {"series": stays.series, "table": stays.table}
-    parts = {name: dict(list(long.groupby(long["visit"].map(where)))) for name, long in files.items()}
+    parts: dict[str, dict[str, pa.Table]] = {}
+    for name, long in (("series", stays.series), ("table", stays.table)):
+        frame[name] = frame["visit"].isin(long["visit"]).map({True: f"{name}.parquet", False: None})
+        whole = pa.Table.from_pandas(long, preserve_index=False)
+        rows_of = long.groupby(long["visit"].map(where)).indices
+        parts[name] = {str(site): whole.take(rows) for site, rows in rows_of.items()}
     for site, rows in frame.groupby("site"):
-        _write_site(partial / str(site), rows, {name: part.get(site) for name, part in parts.items()}, held[str(site)])
+        _write_site(partial / str(site), rows, {name: part.get(str(site)) for name, part in parts.items()}, held[str(site)])
     folder.parent.mkdir(parents=True, exist_ok=True)
     os.replace(partial, folder)
     return {
@@ -334,21 +342,14 @@ def _sources() -> dict[str, dict[str, Any]]:
     }
 
 
-def _write_site(folder: Path, rows: pd.DataFrame, long: Mapping[str, pd.DataFrame | None], held: tuple[str, ...]) -> None:
+def _write_site(folder: Path, rows: pd.DataFrame, long: Mapping[str, pa.Table | None], held: tuple[str, ...]) -> None:
     """Writes one hospital's files and its manifest."""
     folder.mkdir(parents=True)
     site, role = folder.name, str(rows["role"].iloc[0])
-    patients = rows[["patient", "visit", "death"]].copy()
     for name, data in long.items():
-        if name not in held:
-            continue
-        here = rows["visit"].isin(data["visit"]) if data is not None else pd.Series(False, index=rows.index)
-        patients[name] = pd.Series(f"{name}.parquet", index=rows.index).where(here)
-        if data is not None:
-            data.to_parquet(folder / f"{name}.parquet", index=False)
-    if "text" in held:
-        patients["text"] = rows["text"]
-    patients.to_parquet(folder / "patients.parquet", index=False)
+        if name in held and data is not None:
+            pq.write_table(data, folder / f"{name}.parquet")
+    rows[["patient", "visit", "death", *held]].to_parquet(folder / "patients.parquet", index=False)
     manifest = {
         "schema_version": 1,
         "site": site,

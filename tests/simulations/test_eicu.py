@@ -12,6 +12,8 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
+from common.config import SplitConfig
+from common.data.folder import open_cohort
 from common.data.manifest import check_against_task, load_manifest
 from common.errors import ConsiliumError
 from common.task import Task
@@ -219,6 +221,20 @@ def test_a_site_keeps_exactly_the_files_its_patients_point_at(written):
 
 
 @needs_data
+def test_the_ordinary_reader_opens_the_sites_without_a_finding(written, task):
+    folder, info = written
+    for path in sorted(folder.iterdir())[::4]:
+        cohort = open_cohort(path, load_manifest(path), task, SplitConfig(), seed=0)
+        patients, site = pd.read_parquet(path / "patients.parquet"), info["sites"][path.name]
+        present = np.stack(
+            [patients[m].notna() if m in patients else np.zeros(len(patients), bool) for m in task.modalities], axis=1
+        )
+        assert cohort.findings == ()
+        assert np.array_equal(cohort.present.numpy(), present[present.any(axis=1)])
+        assert (set(cohort.split) == {"test"}) is (site["role"] == "evaluate")
+
+
+@needs_data
 def test_without_masks_the_same_patients_are_at_the_same_sites_with_everything(stays, written, tmp_path):
     folder, masked = written
     info = eicu.write_sites(stays, tmp_path / "full", fold=1, seed=3, masked=False)
@@ -246,6 +262,12 @@ def test_seed_and_fold_decide_the_reference_and_the_masks(stays, written, tmp_pa
 def test_a_folder_with_files_is_not_overwritten(stays, written):
     with pytest.raises(ConsiliumError, match="is not empty"):
         eicu.write_sites(stays, written[0], fold=0, seed=0)
+
+
+@needs_data
+def test_a_fold_that_does_not_exist_is_refused(stays, tmp_path):
+    with pytest.raises(ConsiliumError, match=r"no fold 5\. Ask for one of 0 to 4"):
+        eicu.write_sites(stays, tmp_path / "sites", fold=5, seed=0)
 
 
 @needs_data
