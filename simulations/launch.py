@@ -305,19 +305,20 @@ def demo() -> Path:
         timeout_s=900,
     )
     _show(run_dir)
-    print(f"Done in {time.monotonic() - started:.0f} s. Everything lies in {run_dir}")
+    print(f"Done in {time.monotonic() - started:.0f} s. Student, teachers, weights and record of the run lie in {run_dir}")
     return run_dir
 
 
 def _show(run_dir: Path) -> None:
-    """Prints the pooled rows of ``results.json`` as a table."""
-    results = run_dir / "results.json"
-    if not results.is_file():
-        raise ConsiliumError(f"The run completed, but wrote no {results}. Look into its log: {run_dir / 'flower.log'}")
-    table = Table("method", "pattern", "metric", "mean", "patients", title="Test patients of all hospitals")
-    for row in json.loads(results.read_text(encoding="utf-8"))["rows"]:
-        if row["split"] == "test" and row["site"] is None and row["fold"] is None and row["output"] is None:
-            table.add_row(row["method"], row["pattern"], row["metric"], f"{row['mean']:.3f}", str(row["n"]))
+    """Prints what the hospitals reported of student and teachers, as it stands in the run's state."""
+    found: dict[str, dict[str, str]] = {}
+    for row in json.loads((run_dir / "state.json").read_text(encoding="utf-8"))["evaluation"]:
+        cells = found.setdefault(row["site"], {})
+        if row["pattern"] == "all" and row["metric"] == "auroc":
+            cells |= {row["model"]: f"{row['value']:.3f}", "visits": str(row["n"])}
+    table = Table("hospital", "student", "teachers", "visits", title="AUROC on each hospital's test patients")
+    for site, cells in sorted(found.items()):
+        table.add_row(site, *(cells.get(column, "-") for column in ("student", "teachers", "visits")))
     Console().print(table)
 
 

@@ -181,3 +181,29 @@ def test_without_its_sources_the_project_says_what_to_do_instead(tmp_path: Path,
     monkeypatch.setattr(launch, "__file__", str(tmp_path / "simulations" / "launch.py"))
     with pytest.raises(ConsiliumError, match="'inproc'"):
         launch.project_root()
+
+
+def test_the_demonstration_shows_every_hospital_that_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"site": "marsh-lane", "model": "student", "pattern": "notes", "metric": "f1", "value": 0.5, "n": 9},
+        {"site": "lindenhof", "model": "student", "pattern": "all", "metric": "auroc", "value": 0.7512, "n": 65},
+        {"site": "lindenhof", "model": "teachers", "pattern": "cxr", "metric": "auroc", "value": 0.9, "n": 65},
+    ]
+    (tmp_path / "state.json").write_text(json.dumps({"evaluation": rows}), encoding="utf-8")
+    launch._show(tmp_path)
+    lines = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert [[cell.strip() for cell in line] for line in lines] == [
+        ["lindenhof", "0.751", "-", "65"],
+        ["marsh-lane", "-", "-", "-"],
+    ]
+
+
+def test_a_demonstration_that_fails_ends_with_exit_code_1_and_the_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails() -> Path:
+        raise ConsiliumError("no room on the disk")
+
+    monkeypatch.setattr(launch, "demo", fails)
+    assert launch.main(["demo"]) == 1
+    assert "no room on the disk" in capsys.readouterr().err
