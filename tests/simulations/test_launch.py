@@ -97,7 +97,7 @@ def left_behind(sites: Path) -> list[str]:
     return found
 
 
-def run(app: Path, tmp_path: Path, experiment: str, *, timeout_s: float = 60, overrides: tuple[str, ...] = ()) -> Path:
+def run(app: Path, tmp_path: Path, experiment: str, *, timeout_s: float = 180, overrides: tuple[str, ...] = ()) -> Path:
     launch.run_flower(
         experiment=experiment,
         overrides=overrides,
@@ -163,11 +163,11 @@ def test_a_launcher_that_is_told_to_stop_ends_what_it_started(
     code = (
         "import sys; from pathlib import Path; from simulations.launch import run_flower; "
         "run_flower(experiment='hang', overrides=(), run_dir=Path('run'), sites=Path('sites'), num_supernodes=2, "
-        "timeout_s=60, app=Path('app'), show=False)"
+        "timeout_s=180, app=Path('app'), show=False)"
     )
     env = os.environ | {"PYTHONPATH": str(launch.project_root())}
     launcher = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not (tmp_path / "run" / when).exists() or not left_behind(tmp_path / "sites"):
         assert launcher.poll() is None, "the launcher ended by itself"
         assert time.monotonic() < deadline, "the run did not start"
