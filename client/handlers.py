@@ -87,16 +87,15 @@ def teach(site: Site, config: Config, request: TeachRequest) -> TeachReply:
     validated: dict[str, tuple[float, int]] = {}
     losses: dict[str, float] = {}
     for group in (g for g in request.groups if g in allowed):
-        modality, architecture = group.split(GROUP_SEPARATOR)
+        modality = group.split(GROUP_SEPARATOR)[0]
         teacher = build_teacher(group, config.task, config.model)
         teacher.load_state_dict(tensors(request.groups[group]))
         teacher.eval()
         mine, held_out = train.holding(modality), validation.holding(modality)
         if len(held_out):
             validated[group] = (teacher_loss(teacher, modality, held_out), len(held_out))
-        training = config.teach.training.get(architecture, config.teach.training["default"])
         seed = derive_seed(request.seed, group)
-        fit = train_teacher(teacher, modality, mine, training, epochs=site.epochs(request.epochs), seed=seed)
+        fit = train_teacher(teacher, modality, mine, config.teach.training_of(group), epochs=site.epochs(request.epochs), seed=seed)
         trained[group], counts[group] = module_arrays(teacher), len(mine)
         if fit.training:
             losses[group] = fit.training[-1]

@@ -33,11 +33,13 @@ class Training:
     """How one network is trained on one place's patients.
 
     Attributes:
-        lr: Learning rate of AdamW.
-        weight_decay: Decoupled weight decay of AdamW, per unit of learning rate.
+        optimiser: ``adamw``, or ``sgd``: with a few patients per site a first step of Adam is all sign and no size.
+        lr: Learning rate.
+        weight_decay: Decoupled (``adamw``) or L2 (``sgd``) weight decay.
         batch_size: Patients per step.
     """
 
+    optimiser: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=1e-2, ge=0)
     batch_size: int = Field(default=32, ge=1)
@@ -69,12 +71,16 @@ class TeachConfig:
     Attributes:
         rounds: Rounds of aggregation per (modality, architecture) group.
         epochs: Local epochs per round.
-        training: Optimiser by architecture; ``default`` for those not named.
+        training: Optimiser by group (``labs-linear``), else by architecture (``linear``), else ``default``.
     """
 
     rounds: int = Field(default=10, ge=1)
     epochs: int = Field(default=1, ge=1)
     training: dict[str, Training] = field(default_factory=lambda: {"default": Training()})
+
+    def training_of(self, group: str) -> Training:
+        """Returns the optimiser of a (modality, architecture) group."""
+        return self.training.get(group.replace("/", "-")) or self.training.get(group.split("/")[-1]) or self.training["default"]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -253,8 +259,12 @@ def _explain_hydra(error: Exception, words: Sequence[str]) -> str:
     for word in words:
         key = word.split("=", 1)[0].lstrip("+~")
         parts = key.split(".")
-        if key in text and parts[-1] not in _keys_at(parts[:-1]):
-            return f"unknown key '{key}' in override '{word}'{nearest(parts[-1], _keys_at(parts[:-1]))}"
+        known = _keys_at(parts[:-1])
+        if key in text and known and parts[-1] not in known:
+            return f"unknown key '{key}' in override '{word}'{nearest(parts[-1], known)}"
+        options = [p.stem for p in (CONFIG_DIR / key).glob("*.yaml")]
+        if f"'{key}/" in text and options:
+            return f"unknown name in override '{word}'{nearest(word.split('=', 1)[1], options)}"
     return text
 
 

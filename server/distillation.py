@@ -46,7 +46,7 @@ def new_student(config: Config, prior: Tensor) -> Student:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "student"))
         student = Student(config.task, config.model, per_output=config.weights.per_output)
-    student.prior.copy_(prior)
+    student.start_at(prior)
     return student
 
 

@@ -5,7 +5,7 @@ Raw tensors (from ``common.data.ingest``) -> model-ready tensors (into the encod
 ======== ==================================== =======================================================
 kind     raw                                  model-ready, float32
 ======== ==================================== =======================================================
-table    [N, D], NaN where missing            [N, 2, D]: standardised values (0 where missing), missing flags
+table    [N, D], NaN where missing            [N, 2, D]: standardised values (0 where missing), missing flags minus their mean
 series   [N, T, F], NaN where missing         [N, 2, T, F]: standardised values (0 where missing), observation masks
 text     [N, L] hashed word ids, 0 pads       [N, 2, L]: ids, inverse document frequencies
 image    [N, 1, H, W] in [0, 1]               [N, 1, H, W]: standardised by the pooled mean and deviation
@@ -103,5 +103,6 @@ class Standardisation:
             return scaled
         missing = raw.isnan() | ~usable
         if modality.kind == "table":
-            return torch.stack([scaled.masked_fill(missing, 0.0), raw.isnan().float()], dim=1)
+            usual = torch.from_numpy(1 - pooled.count / max(pooled.count.max(initial=1.0), 1.0)).float()
+            return torch.stack([scaled.masked_fill(missing, 0.0), raw.isnan().float() - usual], dim=1)
         return torch.stack([scaled.masked_fill(missing, 0.0), (~missing).float()], dim=1)

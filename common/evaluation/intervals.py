@@ -119,11 +119,11 @@ def _percentiles(
         return None
     patients, rows = np.unique(np.concatenate([s.clusters for s in samples]), return_inverse=True)
     codes = np.split(rows, np.cumsum([len(s.clusters) for s in samples])[:-1])
-    estimate = float(statistic([np.ones((1, len(code))) for code in codes])[0])
+    estimate = float(statistic([np.ones((len(code), 1)) for code in codes])[0])
     draws = _draws(len(patients), resamples, seed)
     block = max(1, BLOCK_CELLS // max(len(rows), 1))
     values = np.concatenate(
-        [statistic([draws[i : i + block, code].astype(np.float64) for code in codes]) for i in range(0, resamples, block)]
+        [statistic([draws[code, i : i + block].astype(np.float64) for code in codes]) for i in range(0, resamples, block)]
     )
     values = values[~np.isnan(values)]
     if np.isnan(estimate) or len(values) < resamples / 2:
@@ -140,9 +140,9 @@ def _per_draw(samples: Sequence[Sample], metric: str, task_type: TaskType, weigh
 
 @functools.lru_cache(maxsize=8)
 def _draws(patients: int, resamples: int, seed: int) -> NDArray[np.uint16]:
-    """Returns how often each patient is drawn, uint16 [resamples, patients]; the same for the same arguments."""
+    """Returns how often each patient is drawn, uint16 [patients, resamples]; the same for the same arguments."""
     rng = np.random.default_rng(seed)
     drawn = [np.bincount(rng.integers(patients, size=patients), minlength=patients) for _ in range(resamples)]
-    counts = np.stack(drawn).astype(np.uint16)
+    counts = np.stack(drawn, axis=1).astype(np.uint16)
     counts.flags.writeable = False
     return counts

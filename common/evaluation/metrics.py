@@ -71,7 +71,7 @@ def resampled(metric: str, task_type: TaskType, scores: NDArray[Any], labels: ND
         task_type: What the outputs mean together.
         scores: Probabilities, float [N, C] (or [N]).
         labels: As in :func:`metrics`.
-        weights: How often each row counts, non-negative [B, N].
+        weights: How often each row counts, non-negative [N, B].
 
     Returns:
         float64 [B]; NaN where the metric is undefined under that set of weights.
@@ -83,18 +83,18 @@ def resampled(metric: str, task_type: TaskType, scores: NDArray[Any], labels: ND
     w = np.asarray(weights, dtype=np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         if metric == "accuracy":
-            return np.asarray(w @ _right(task_type, _answers(task_type, p), y) / w.sum(axis=1))
+            return np.asarray(_right(task_type, _answers(task_type, p), y) @ w / w.sum(axis=0))
         if metric == "f1":
             answers = _answers(task_type, p)
-            positive = w @ y
-            values = np.where(positive > 0, 2 * (w @ (answers & y)) / (w @ answers + positive), np.nan)
+            positive = y.T @ w
+            values = np.where(positive > 0, 2 * ((answers & y).T @ w) / (answers.T @ w + positive), np.nan)
         elif metric in ("auroc", "auprc"):
             statistic = _weighted_auroc if metric == "auroc" else _weighted_average_precision
-            values = np.stack([statistic(p[:, c], y[:, c], w) for c in range(p.shape[1])], axis=1)
+            values = np.stack([statistic(p[:, c], y[:, c], w) for c in range(p.shape[1])])
         else:
             raise ValueError(f"unknown metric '{metric}'; known: {', '.join(METRICS)}")
         defined = ~np.isnan(values)
-        return np.asarray(np.where(defined, values, 0).sum(axis=1) / defined.sum(axis=1))
+        return np.asarray(np.where(defined, values, 0).sum(axis=0) / defined.sum(axis=0))
 
 
 def as_matrices(task_type: TaskType, scores: NDArray[Any], labels: NDArray[Any]) -> tuple[Floats, NDArray[np.bool_]]:
@@ -133,29 +133,26 @@ def _right(task_type: TaskType, answers: NDArray[np.bool_], y: NDArray[np.bool_]
 
 def _weighted_auroc(score: Floats, label: NDArray[np.bool_], w: Floats) -> Floats:
     """Returns the weighted share of (positive, negative) pairs in the right order, ties counting one half, float64 [B]."""
-    positive, negative = _sums_per_score(score, label, w)
-    below = np.cumsum(negative, axis=1)
-    in_order = np.einsum("bg,bg->b", positive, below - negative / 2)
-    return np.asarray(in_order / (positive.sum(axis=1) * below[:, -1]))
+    positives, negatives = np.sort(score[label]), np.sort(score[~label])
+    weight, below = w[label][np.argsort(score[label], kind="stable")], _cumulated(score[~label], w[~label])
+    under, level = (below[np.searchsorted(negatives, positives, side)] for side in ("left", "right"))
+    return np.asarray(np.einsum("pb,pb->b", weight, (under + level) / 2) / (weight.sum(axis=0) * below[-1]))
 
 
 def _weighted_average_precision(score: Floats, label: NDArray[np.bool_], w: Floats) -> Floats:
     """Returns the weighted average precision, float64 [B]: the mean over positives of the precision at their score."""
-    positive, negative = _sums_per_score(-score, label, w)
-    found = np.cumsum(positive, axis=1)
-    called = found + np.cumsum(negative, axis=1)
-    precision = np.divide(found, called, out=np.zeros_like(found), where=called > 0)
-    both = (found[:, -1] > 0) & (called[:, -1] > found[:, -1])
-    return np.asarray(np.where(both, np.einsum("bg,bg->b", positive, precision) / found[:, -1], np.nan))
+    positives, negatives = np.sort(-score[label]), np.sort(-score[~label])
+    weight, found = w[label][np.argsort(-score[label], kind="stable")], _cumulated(-score[label], w[label])
+    wrong = _cumulated(-score[~label], w[~label])
+    hits, misses = found[np.searchsorted(positives, positives, "right")], wrong[np.searchsorted(negatives, positives, "right")]
+    called = hits + misses
+    precision = np.divide(hits, called, out=np.zeros_like(hits), where=called > 0)
+    both = (found[-1] > 0) & (wrong[-1] > 0)
+    return np.asarray(np.where(both, np.einsum("pb,pb->b", weight, precision) / found[-1], np.nan))
 
 
-def _sums_per_score(score: Floats, label: NDArray[np.bool_], w: Floats) -> tuple[Floats, Floats]:
-    """Returns the weights of positives and of negatives per distinct score, ascending, each float64 [B, G]."""
-    order = np.argsort(score, kind="stable")
-    starts = np.flatnonzero(np.diff(score[order], prepend=-np.inf))
-    w = w[:, order]
-    positive = w * label[order]
-    negative = w - positive
-    if len(starts) < len(order):
-        positive, negative = np.add.reduceat(positive, starts, axis=1), np.add.reduceat(negative, starts, axis=1)
-    return positive, negative
+def _cumulated(key: Floats, w: Floats) -> Floats:
+    """Returns the weight of the first 0, 1, ... rows in the order of the key, float64 [N + 1, B]."""
+    sums = np.zeros((len(key) + 1, w.shape[1]))
+    np.cumsum(w[np.argsort(key, kind="stable")], axis=0, out=sums[1:])
+    return sums

@@ -60,9 +60,8 @@ def fit(
         validate: Returns the validation loss; None keeps the last epoch.
     """
     generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.AdamW(
-        [p for p in module.parameters() if p.requires_grad], lr=training.lr, weight_decay=training.weight_decay
-    )
+    kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[training.optimiser]
+    optimiser = kind(module.parameters(), lr=training.lr, weight_decay=training.weight_decay)
     curve: list[float] = []
     validated: list[float] = []
     best = _validated(module, validate, validated)

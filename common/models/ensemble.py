@@ -27,10 +27,10 @@ def groups(task: Task, model: ModelConfig) -> list[str]:
     return [group_name(n, a) for n, m in task.modalities.items() for a in model.teachers[m.kind]]
 
 
-def build_teacher(group: str, task: Task, model: ModelConfig) -> Teacher:
-    """Returns a new teacher of a group."""
+def build_teacher(group: str, task: Task, model: ModelConfig, prior: Tensor | None = None) -> Teacher:
+    """Returns a new teacher of a group, which starts from the prior [C] if given."""
     name, architecture = group.split(GROUP_SEPARATOR)
-    return Teacher(task.modalities[name], architecture, len(task.outputs), width=model.width, dropout=model.dropout)
+    return Teacher(task.modalities[name], architecture, len(task.outputs), width=model.width, dropout=model.dropout, prior=prior)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from common.config import ModelConfig
 from common.data.cohort import Batch
 from common.models.registry import build_encoder, build_fusion
+from common.models.teacher import start_at
 from common.task import Task
 
 
@@ -59,6 +60,16 @@ class Student(nn.Module):
         self.fusion = build_fusion(model.fusion, len(task.modalities), model.width, outputs, model.dropout)
         self.register_buffer("omega", torch.zeros(outputs if per_output else 1, len(task.modalities)))
         self.register_buffer("prior", torch.zeros(outputs))
+
+    def start_at(self, prior: Tensor) -> None:
+        """Sets the prior [C], and makes every head start from it."""
+        with torch.no_grad():
+            self.prior.copy_(prior)
+        for head in self.heads.values():
+            start_at(head, prior)
+        layers = [m for m in self.fusion.modules() if isinstance(m, nn.Linear)]
+        if layers:
+            start_at(layers[-1], prior)
 
     def weights(self) -> Tensor:
         """Returns w = softmax(omega), [C or 1, M]."""

@@ -58,7 +58,7 @@ def enrol(run: Run, replies: dict[str, EnrolReply]) -> None:
     for group in state.group_sites():
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(config.seed, "teacher", group))
-            state.arrays[f"teacher:{group}"] = module_arrays(build_teacher(group, config.task, config.model))
+            state.arrays[f"teacher:{group}"] = module_arrays(build_teacher(group, config.task, config.model, run.prior))
     _announce(run)
     run.advance("teaching")
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 
 class IngestError(Exception):
@@ -37,32 +39,67 @@ def read_frame(path: Path) -> pd.DataFrame:
         raise IngestError(f"the file cannot be read as {path.suffix[1:] or 'CSV'} ({type(error).__name__})") from None
 
 
+class Rows:
+    """Some rows of a file."""
+
+    def __init__(self, frame: pd.DataFrame, parsed: dict[str, NDArray[np.float64]], at: NDArray[np.int64]) -> None:
+        """Args: the whole file, its numeric columns parsed so far (shared), and the rows' positions."""
+        self._frame = frame
+        self._parsed = parsed
+        self._at = at
+
+    def __len__(self) -> int:
+        """Returns the number of rows."""
+        return len(self._at)
+
+    def cells(self, column: str) -> list[object]:
+        """Returns a column as it stands.
+
+        Raises:
+            IngestError: If the column is absent.
+        """
+        if column not in self._frame:
+            raise IngestError(f"the file has no column '{column}'")
+        return list(self._frame[column].iloc[self._at])
+
+    def numbers(self, column: str) -> NDArray[np.float64]:
+        """Returns a column as float64, NaN where empty; the whole file's column is parsed once.
+
+        Raises:
+            IngestError: If the column is absent or holds text.
+        """
+        if column not in self._parsed:
+            self._parsed[column] = numbers(self._frame, column).to_numpy()
+        return self._parsed[column][self._at]
+
+
 class Frames:
-    """Files of one patient folder, cached while it is opened."""
+    """Files of one patient folder, read once while it is opened."""
 
     def __init__(self) -> None:
         """Starts empty."""
-        self._whole: dict[Path, pd.DataFrame] = {}
-        self._visits: dict[tuple[Path, str], dict[str, pd.DataFrame]] = {}
+        self._whole: dict[Path, tuple[pd.DataFrame, dict[str, NDArray[np.float64]]]] = {}
+        self._visits: dict[tuple[Path, str], dict[str, NDArray[np.int64]]] = {}
 
-    def rows(self, path: Path, key: str | None, visit: str) -> pd.DataFrame:
+    def rows(self, path: Path, key: str | None, visit: str) -> Rows:
         """Returns the rows of one visit: all rows of the file, or those whose key column names the visit.
 
         Raises:
             IngestError: If the file cannot be read, lacks the key column or has no row for the visit.
         """
         if path not in self._whole:
-            self._whole[path] = read_frame(path)
-        frame = self._whole[path]
+            self._whole[path] = (read_frame(path), {})
+        frame, parsed = self._whole[path]
         if key is None:
-            return frame
+            return Rows(frame, parsed, np.arange(len(frame)))
         if key not in frame:
             raise IngestError(f"the file has no key column '{key}'")
         if (path, key) not in self._visits:
-            self._visits[path, key] = {str(v): part for v, part in frame.groupby(frame[key].astype(str), sort=False)}
+            found = frame.groupby(frame[key].astype(str), sort=False).indices
+            self._visits[path, key] = {str(v): at.astype(np.int64) for v, at in found.items()}
         if visit not in self._visits[path, key]:
             raise IngestError("the file has no row for this visit")
-        return self._visits[path, key][visit]
+        return Rows(frame, parsed, self._visits[path, key][visit])
 
 
 def numbers(frame: pd.DataFrame, column: str) -> pd.Series:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-from common.data.ingest.frames import IngestError, numbers
+from common.data.ingest.frames import IngestError, Rows
 from common.data.manifest import Source
 from common.task import Modality
 
 
-def bin_series(rows: pd.DataFrame, source: Source, modality: Modality) -> NDArray[np.generic]:
+def bin_series(rows: Rows, source: Source, modality: Modality) -> NDArray[np.generic]:
     """Returns the steps of one visit.
 
     Args:
@@ -25,14 +24,14 @@ def bin_series(rows: pd.DataFrame, source: Source, modality: Modality) -> NDArra
     Raises:
         IngestError: If a column is absent or no number, or if no value lies within the steps.
     """
-    step = np.floor(numbers(rows, source.time).to_numpy() / modality.step_hours)
+    step = np.floor(rows.numbers(source.time) / modality.step_hours)
     within = (step >= 0) & (step < modality.steps)
     index = step[within].astype(np.int64)
     binned = np.full((modality.steps, len(modality.features)), np.nan)
     for f, name in enumerate(modality.features):
         if name not in source.variables:
             continue
-        values = numbers(rows, source.variables[name].column).to_numpy()[within]
+        values = rows.numbers(source.variables[name].column)[within]
         seen = np.isfinite(values)
         count = np.bincount(index[seen], minlength=modality.steps)
         total = np.bincount(index[seen], weights=values[seen], minlength=modality.steps)

@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from common.data.ingest.frames import IngestError, numbers
+from common.data.ingest.frames import IngestError, Rows
 from common.data.manifest import Source
 from common.data.standardise import table_columns
 from common.task import Modality
 
 
-def read_table(rows: pd.DataFrame, source: Source, modality: Modality) -> NDArray[np.generic]:
+def read_table(rows: Rows, source: Source, modality: Modality) -> NDArray[np.generic]:
     """Returns the columns of one visit.
 
     Args:
@@ -34,12 +34,10 @@ def read_table(rows: pd.DataFrame, source: Source, modality: Modality) -> NDArra
         width = len(feature.codes) or 1
         variable = source.variables.get(name)
         if variable is not None and not feature.codes:
-            columns[at] = numbers(rows, variable.column).iloc[0]
+            columns[at] = rows.numbers(variable.column)[0]
         elif variable is not None:
-            if variable.column not in rows:
-                raise IngestError(f"the file has no column '{variable.column}'")
-            value = rows[variable.column].iloc[0]
-            if pd.notna(value) and str(value).strip():
+            (value,) = rows.cells(variable.column)
+            if not pd.isna(value) and str(value).strip():  # type: ignore[call-overload]
                 columns[at : at + width] = _one_hot(_code(value), variable.codes, feature.codes, variable.column)
         at += width
     return columns
