@@ -23,9 +23,8 @@ Prepare = Callable[[Path, int, int, str | None, bool], dict[str, Any]]
 
 ``masked``: whether the hospitals lack the modalities that the protocol takes from them. Returns a JSON-able mapping:
 
-* ``n``: counts of the cohort after every filter (patients, stays, events, sites), the same for every seed and fold;
-* ``exclusions``: reason -> how many it removed, likewise;
-* ``data_version``: the data set and its version;
+* ``n``: role (``train``, ``reference``, ``test``) -> what (stays, patients, deaths, sites ...) -> how many in this fold;
+* ``exclusions``: reason -> how many it removed from the data set, the same for every seed and fold;
 * ``data_checksum``: hex digest of what was read and how it was split.
 
 It raises ``ConsiliumError`` if the data are not there, and holds no state: it runs in a process of its own.
@@ -45,6 +44,7 @@ class Published:
         pattern: Modality pattern that it was tested on.
         output: Output of the task; None is all of them.
         n: Test rows; None if not told.
+        variant: Protocol of the benchmark that it belongs to.
     """
 
     method: str
@@ -55,6 +55,7 @@ class Published:
     pattern: str = "all"
     output: str | None = None
     n: int | None = None
+    variant: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Benchmark:
         title: What is predicted from what, on which patients, in one line.
         experiment: Hydra experiment that configures the method.
         data: Whether the patients are real.
+        data_version: The data set and its version.
         task_type: What the outputs mean together.
         modalities: Names of the modalities; every non-empty subset of them is a pattern.
         prepare: Writes the sites of a cell.
@@ -81,6 +83,7 @@ class Benchmark:
     title: str
     experiment: str
     data: Literal["real", "generated"]
+    data_version: str
     task_type: TaskType
     modalities: tuple[str, ...]
     prepare: Prepare

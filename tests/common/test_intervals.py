@@ -136,7 +136,7 @@ def test_same_seed_same_interval_and_blocks_do_not_matter(monkeypatch: pytest.Mo
 
 def test_one_row_of_the_eicu_table_takes_far_less_than_a_second() -> None:
     samples = [draw(1571, prevalence=0.088, seed=s) for s in range(3)]
-    resampled("auroc", "binary", samples[0].scores, samples[0].labels, np.ones((1, 1571)))
+    resampled("auroc", "binary", samples[0].scores, samples[0].labels, np.ones((1571, 1)))
     start = time.process_time()
     interval(samples, "auroc", "binary")
     interval(samples, "auprc", "binary")

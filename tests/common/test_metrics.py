@@ -84,7 +84,7 @@ def test_resampled_metrics_equal_scikit_learn_with_sample_weights(seed: int, n: 
         "accuracy": lambda w: sk.accuracy_score(label, score > 0.5, sample_weight=w),
         "f1": lambda w: sk.f1_score(label, score > 0.5, sample_weight=w, zero_division=0),
     }[metric]
-    for value, w in zip(resampled(metric, "binary", score, label, weights), weights, strict=True):
+    for value, w in zip(resampled(metric, "binary", score, label, weights.T), weights, strict=True):
         drawn = label[w > 0]
         defined = metric == "accuracy" or (drawn.any() and (metric == "f1" or not drawn.all()))
         assert value == pytest.approx(reference(w), abs=1e-9) if defined else np.isnan(value)
@@ -96,7 +96,7 @@ def test_unit_weights_give_the_metric_itself(task_type: str, metric: str) -> Non
     scores, labels = draw(120, 4, ties=True)
     if task_type == "multiclass":
         labels = np.eye(4)[labels.argmax(axis=1)]
-    found = resampled(metric, task_type, scores, labels, np.ones((1, 120)))
+    found = resampled(metric, task_type, scores, labels, np.ones((120, 1)))
     assert found[0] == pytest.approx(metrics(task_type, scores, labels)[metric], abs=1e-6)
 
 

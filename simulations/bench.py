@@ -1,0 +1,246 @@
+"""Runs a benchmark: plans its cells, resumes where an earlier run stopped, and writes what was found.
+
+A run directory ``NAME/<time>/`` holds ``bench.json`` (the plan), ``prepared/`` (what the sites of each split hold), ``cells/``,
+``results.json`` and ``figures/``. The sites themselves lie in ``sites/`` only as long as a cell needs them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from rich.console import Console
+
+from common.arrays import write_json
+from common.errors import ConsiliumError, nearest
+from simulations.benchmarks.base import Benchmark, get
+from simulations.figures import draw_figures
+from simulations.results import Cell, load_cell, load_results
+from simulations.scores import build_results
+from simulations.workers import Job, RunCell, Work, run_jobs
+
+ROOMS = ("client", "common", "configs", "server", "simulations")
+CODE = (".py", ".yaml", ".json")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run directory is for; a run resumes a directory only if all of this is the same.
+
+    Attributes:
+        benchmark: Name of the benchmark.
+        variant: Its variant; None is the main protocol.
+        methods: Methods, in the order of the table.
+        seeds: Seeds.
+        folds: Test folds.
+        debug: Whether training is cut short.
+        runtime: ``inproc`` or ``flwr``.
+        code: Digest of the project's code and configuration: cells of two versions never share a table.
+    """
+
+    benchmark: str
+    variant: str | None
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    folds: tuple[int, ...]
+    debug: bool
+    runtime: str
+    code: str
+
+    def jobs(self) -> list[Job]:
+        """Returns every cell, those of one split beside each other."""
+        return [Job(m, s, f) for s in self.seeds for f in self.folds for m in self.methods]
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the plan as it reads from ``bench.json``."""
+        plan: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plan
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        folder: The run directory.
+        missing: Cell -> why it is not there.
+    """
+
+    folder: Path
+    missing: dict[str, str]
+
+
+def runs_root(out: Path | None = None) -> Path:
+    """Returns where run directories lie: ``out``, else ``CONSILIUM_RUNS``, else ``runs`` in the working directory."""
+    return (out or Path(os.environ.get("CONSILIUM_RUNS") or "runs")).resolve()
+
+
+def newest_finished(name: str, out: Path | None = None) -> Path:
+    """Returns the newest run directory of a benchmark that lacks no cell.
+
+    Raises:
+        ConsiliumError: If there is none, or no such benchmark.
+    """
+    home = runs_root(out) / get(name).name
+    for folder in _run_folders(home):
+        if _is_finished(folder):
+            return folder
+    raise ConsiliumError(f"There is no finished run of '{name}' under {home}. Start or resume one: consilium-bench run {name}")
+
+
+def run(
+    name: str,
+    *,
+    seeds: int | None = None,
+    only: Sequence[str] = (),
+    debug: bool = False,
+    runtime: str = "inproc",
+    variant: str | None = None,
+    out: Path | None = None,
+    run_cell: RunCell | None = None,
+    workers: int | None = None,
+    console: Console | None = None,
+) -> Outcome:
+    """Runs a benchmark, or resumes the newest unfinished run with the same plan.
+
+    Args:
+        name: Name of the benchmark.
+        seeds: Number of seeds; the benchmark's own number by default.
+        only: Methods to run; all by default.
+        debug: One seed, the first fold, short training: to see whether it works, not how well.
+        runtime: ``inproc`` or ``flwr``.
+        variant: Variant of the benchmark.
+        out: Folder of all runs; see :func:`runs_root`.
+        run_cell: Runs one cell; ``simulations.cells.run_cell`` by default.
+        workers: Cells at a time; by default one per processor, or one if Flower's runtime spreads each over the processors.
+        console: Where progress is shown.
+
+    Returns:
+        The run directory, and the cells that failed. What the others found is on disk all the same.
+
+    Raises:
+        ConsiliumError: If the benchmark, a method or the variant is unknown, or its data cannot be prepared.
+    """
+    benchmark = get(name)
+    plan = make_plan(benchmark, seeds=seeds, only=only, debug=debug, runtime=runtime, variant=variant)
+    with _open_run(plan, runs_root(out) / name) as folder:
+        work = Work(benchmark, folder, variant, runtime, debug, run_cell)
+        run_jobs(work, plan.jobs(), workers or (1 if runtime == "flwr" else os.cpu_count() or 1), console or Console())
+        cells, missing = _collect(plan, work)
+        results = build_results(
+            benchmark,
+            cells,
+            seeds=plan.seeds,
+            folds=plan.folds,
+            variant=variant,
+            prepared=[work.prepared(job.split) for job in plan.jobs() if job.method == plan.methods[0]],
+            run={"title": benchmark.title, "runtime": runtime, "debug": debug, "code": plan.code, "missing": missing},
+        )
+        draw_figures(results, cells, folder / "figures")
+        write_json(folder / "results.json", results.model_dump(mode="json"))
+    return Outcome(folder, missing)
+
+
+def make_plan(
+    benchmark: Benchmark, *, seeds: int | None, only: Sequence[str], debug: bool, runtime: str, variant: str | None
+) -> Plan:
+    """Returns the plan that the command line asks for; see :func:`run`.
+
+    Raises:
+        ConsiliumError: If a method or the variant is unknown, naming the nearest.
+    """
+    for method in only:
+        if method not in benchmark.methods:
+            raise ConsiliumError(f"Benchmark '{benchmark.name}' has no method '{method}'{nearest(method, benchmark.methods)}")
+    if variant not in benchmark.variants:
+        hint = nearest(str(variant), [v for v in benchmark.variants if v])
+        raise ConsiliumError(f"Benchmark '{benchmark.name}' has no variant '{variant}'{hint}")
+    return Plan(
+        benchmark=benchmark.name,
+        variant=variant,
+        methods=tuple(m for m in benchmark.methods if not only or m in only),
+        seeds=tuple(range(seeds or (1 if debug else benchmark.seeds))),
+        folds=tuple(range(1 if debug else benchmark.folds)),
+        debug=debug,
+        runtime=runtime,
+        code=code_digest(),
+    )
+
+
+@cache
+def code_digest() -> str:
+    """Returns the first 16 hex digits of the SHA-256 of the project's code and configuration."""
+    root, digest = Path(__file__).resolve().parents[1], hashlib.sha256()
+    for file in sorted(f for room in ROOMS for f in (root / room).rglob("*") if f.suffix in CODE):
+        digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def _open_run(plan: Plan, home: Path) -> Iterator[Path]:
+    """Yields the newest unfinished run directory with this plan, else a new one; locked, so that no other process resumes it."""
+    for folder in _run_folders(home):
+        if _plan_of(folder) == plan.as_json() and not _is_finished(folder):
+            lock = (folder / "bench.json").open("rb")
+            if _is_locked_by_us(lock):
+                break
+            lock.close()
+    else:
+        while (folder := home / datetime.now().strftime("%Y%m%d-%H%M%S")).exists():
+            time.sleep(0.2)
+        folder.mkdir(parents=True)
+        write_json(folder / "bench.json", {"schema_version": 1, "plan": plan.as_json()})
+        lock = (folder / "bench.json").open("rb")
+        _is_locked_by_us(lock)
+    with lock:
+        yield folder
+
+
+def _is_locked_by_us(file: BinaryIO) -> bool:
+    """Locks a file until it is closed or the process ends; returns whether that was possible."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _run_folders(home: Path) -> list[Path]:
+    """Returns the run directories of a benchmark, the newest first."""
+    return sorted((f.parent for f in home.glob("*/bench.json")), reverse=True)
+
+
+def _plan_of(folder: Path) -> Any:
+    try:
+        return json.loads((folder / "bench.json").read_text(encoding="utf-8")).get("plan")
+    except (OSError, ValueError):
+        return None
+
+
+def _is_finished(folder: Path) -> bool:
+    """Returns whether a run has results that lack no cell."""
+    try:
+        return not load_results(folder / "results.json").environment.get("missing")
+    except ConsiliumError:
+        return False
+
+
+def _collect(plan: Plan, work: Work) -> tuple[list[Cell], dict[str, str]]:
+    """Returns the finished cells, and why the others are not there."""
+    cells, missing = [], {}
+    for job in plan.jobs():
+        try:
+            cells.append(load_cell(work.cell(job)))
+        except ConsiliumError as error:
+            missing[job.name] = str(error)
+    return cells, missing

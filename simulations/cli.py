@@ -1,0 +1,173 @@
+"""``consilium-bench``: lists, runs and prints the benchmarks."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from common.errors import ConsiliumError
+from common.evaluation.intervals import Interval
+from simulations import bench
+from simulations.benchmarks.base import benchmarks, get
+from simulations.figures import NAMES
+from simulations.results import Comparison, Results, Row, load_results
+
+PLAIN_WIDTH = 150
+app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, add_completion=False, help=__doc__)
+Name = Annotated[str, typer.Argument(help="Benchmark; see 'list'.")]
+
+
+@app.command("list")
+def list_benchmarks(as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False) -> None:
+    """Lists the benchmarks."""
+    if as_json:
+        fields = ("name", "title", "experiment", "data", "data_version", "modalities", "methods", "folds", "seeds", "metrics")
+        listed = [{f: getattr(b, f) for f in fields} | {"variants": b.variants} for b in benchmarks().values()]
+        typer.echo(json.dumps(listed, indent=1))
+        return
+    table = Table("name", "what", "data", "folds x seeds", "methods", "variants")
+    for b in benchmarks().values():
+        data = b.data_version if b.data == "real" else f"GENERATED: {b.data_version}"
+        variants = ", ".join(v for v in b.variants if v) or "-"
+        table.add_row(b.name, escape(b.title), escape(data), f"{b.folds} x {b.seeds}", ", ".join(b.methods), variants)
+    _console().print(table)
+
+
+@app.command("run")
+def run_benchmark(
+    name: Name,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds; the benchmark's own by default.")] = None,
+    only: Annotated[list[str] | None, typer.Option(metavar="METHOD", help="Only this method; may be repeated.")] = None,
+    variant: Annotated[str | None, typer.Option(help="Variant of the benchmark instead of its main protocol.")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="One seed, one fold, short training: whether it works.")] = False,
+    runtime: Annotated[Literal["inproc", "flwr"], typer.Option(help="In this process, or on Flower's own runtime.")] = "inproc",
+) -> None:
+    """Runs a benchmark, or resumes its newest unfinished run with the same plan; ends with its table and figures."""
+    console = _console()
+    outcome = bench.run(name, seeds=seeds, only=only or (), debug=debug, runtime=runtime, variant=variant, console=console)
+    show(load_results(outcome.folder / "results.json"), outcome.folder, console)
+    if outcome.missing:
+        raise ConsiliumError(
+            f"{len(outcome.missing)} cell(s) failed and are missing above. cell.json and cell.log in their folders say why. "
+            "The same command tries them again."
+        )
+
+
+@app.command("table")
+def table_of_run(
+    name: Name,
+    run: Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory; the newest finished one by default.")] = None,
+) -> None:
+    """Prints the table of a run again."""
+    folder = run.resolve() if run else bench.newest_finished(name)
+    results = load_results(folder / "results.json")
+    if results.benchmark != get(name).name:
+        raise ConsiliumError(f"{folder} is a run of '{results.benchmark}', not of '{name}'. Name another with --run.")
+    show(results, folder, _console())
+
+
+def show(results: Results, folder: Path, console: Console) -> None:
+    """Prints what a run found: on which data, every method, and our student against the others."""
+    _show_head(results, console)
+    pooled = [r for r in results.rows if r.site is None and r.fold is None and r.output is None]
+    metrics = list(dict.fromkeys(r.metric for r in pooled if not r.published))[:2]
+    console.print(_methods(results, pooled, metrics))
+    if results.comparisons:
+        console.print(_comparisons([c for c in results.comparisons if c.metric in metrics]))
+    console.print(f"Results: {folder / 'results.json'}\nFigures: {folder / 'figures'}", soft_wrap=True, highlight=False)
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
+
+
+def _show_head(results: Results, console: Console) -> None:
+    """Prints which data and how many of them stand behind the table, and what it lacks."""
+    about = results.environment
+    variant = next((f" (variant {r.variant})" for r in results.rows if r.variant), "")
+    console.print(f"\n[bold]{results.benchmark}{variant}[/bold]: {escape(str(about.get('title', '')))}")
+    if results.data == "generated":
+        console.print("[bold red]GENERATED DATA[/bold red]: no real patients; do not compare with published figures")
+    console.print(escape(f"Data: {about.get('data_version')}, checksum {results.data_checksum[:12]}"))
+    console.print("Tested: " + ", ".join(f"{n:,} {what}" for what, n in results.n["test"].items()))
+    if results.exclusions:
+        console.print("Left out: " + "; ".join(f"{n:,} {escape(reason)}" for reason, n in results.exclusions.items()))
+    seeds = ", ".join(map(str, results.seeds))
+    console.print(f"Seeds: {seeds}; folds: {len(results.n['folds'])}; runtime: {about.get('runtime')}")
+    if about.get("debug"):
+        console.print("[bold red]DEBUG RUN[/bold red]: training was cut short; these numbers say nothing about the methods")
+    for cell, reason in about.get("missing", {}).items():
+        console.print(f"[bold red]MISSING[/bold red] {cell}: {escape(str(reason))}", soft_wrap=True)
+
+
+def _methods(results: Results, pooled: list[Row], metrics: list[str]) -> Table:
+    """Returns the table of methods on every test visit with what it has; unimodal teachers on the visits that they can read."""
+    generated = ", GENERATED DATA" if results.data == "generated" else ""
+    table = Table(title="Mean ± sd over seeds [95 % interval, patients resampled]", title_justify="left")
+    for head in ("method", "pattern"):
+        table.add_column(head, no_wrap=True)
+    for head in ("n", *(NAMES.get(m, m) for m in metrics), "parameters", "bytes per site"):
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("evidence")
+    shown = [r for r in pooled if r.published or r.pattern == "all" or r.method.startswith("teacher:")]
+    for method, pattern, published in dict.fromkeys((r.method, r.pattern, r.published) for r in shown):
+        rows = {r.metric: r for r in shown if (r.method, r.pattern, r.published) == (method, pattern, published)}
+        first = next(iter(rows.values()))
+        table.add_row(
+            method,
+            pattern,
+            _count(first.n),
+            *(_figure(rows.get(m)) for m in metrics),
+            _count(first.parameters),
+            _count(first.bytes_per_site),
+            escape(published or f"this run{generated}"),
+        )
+    return table
+
+
+def _comparisons(comparisons: list[Comparison]) -> Table:
+    table = Table(title="Paired differences on the same patients [95 % interval]", title_justify="left")
+    for head in ("method", "against", "pattern", "metric"):
+        table.add_column(head, no_wrap=True)
+    table.add_column("difference", justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for c in comparisons:
+        bounds = Interval(c.difference, *c.ci95)
+        difference = f"{c.difference:+.3f} \\[{bounds.low:+.3f}, {bounds.high:+.3f}]"
+        table.add_row(c.a, c.b, c.pattern, NAMES.get(c.metric, c.metric), difference, bounds.verdict)
+    return table
+
+
+def _figure(row: Row | None) -> str:
+    if row is None:
+        return "-"
+    if row.mean is None:
+        return "not found"
+    sd = "" if row.sd is None else f" ± {row.sd:.3f}"
+    bounds = "" if row.ci95 is None else f" \\[{row.ci95[0]:.3f}, {row.ci95[1]:.3f}]"
+    return f"{row.mean:.3f}{sd}{bounds}"
+
+
+def _count(number: float | None) -> str:
+    return "-" if number is None else f"{round(number):,}"
+
+
+def main() -> None:
+    """Runs the command line; a fault that the user can mend is one plain message and exit code 1."""
+    try:
+        app()
+    except ConsiliumError as error:
+        typer.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""The figures of a benchmark run: what each method makes of each pattern, modality weights over time, learning curves.
+
+Every figure says by itself what it shows, on which data and how many; colours are safe for colour-blind readers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from simulations.results import Cell, Results
+
+# Okabe and Ito's palette without yellow and black: told apart with any common colour blindness.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+MARKERS, LINES = "osD^vP", ("-", "--", "-.", ":")
+PHASES = ("teach", "distill", "refine")
+STYLE: Any = {"font.size": 9, "axes.titlesize": 9, "figure.titlesize": 11, "axes.spines.top": False, "axes.spines.right": False}
+NAMES = {"auroc": "AUROC", "auprc": "AUPRC", "accuracy": "Accuracy", "f1": "F1"}
+DOTS_PER_INCH = 150
+
+
+def draw_figures(results: Results, cells: Sequence[Cell], folder: Path) -> list[Path]:
+    """Draws all figures that the run has data for.
+
+    Args:
+        results: What the run found.
+        cells: Its finished cells, for the learning curves.
+        folder: Where the PNG files go: ``patterns-METRIC.png``, ``weights.png``, ``curves-METHOD.png``.
+
+    Returns:
+        The files.
+    """
+    figures: dict[str, Figure] = {}
+    with mpl.rc_context(STYLE):
+        pooled = [r for r in results.rows if r.site is None and r.fold is None and r.output is None and r.published is None]
+        for metric in dict.fromkeys(r.metric for r in pooled):
+            figures[f"patterns-{metric}"] = _heat_map(
+                results, pd.DataFrame([dict(r) for r in pooled if r.metric == metric]), metric
+            )
+        if results.weights:
+            figures["weights"] = _weights(results)
+        for method in dict.fromkeys(c.method for c in cells):
+            curves = [{**curve, "cell": (c.seed, c.fold)} for c in cells if c.method == method for curve in c.curves]
+            if curves:
+                figures[f"curves-{method}"] = _curves(results, method, pd.DataFrame(curves))
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, figure in figures.items():
+            figure.savefig(folder / f"{name}.png", dpi=DOTS_PER_INCH)
+    return [folder / f"{name}.png" for name in figures]
+
+
+def _title(figure: Figure, results: Results, what: str) -> None:
+    """Writes what the figure shows and on which data; generated data are marked in a colour of their own."""
+    variant = next((f", variant {r.variant}" for r in results.rows if r.variant), "")
+    figure.suptitle(f"{results.benchmark}{variant}: {what}", fontweight="bold")
+    generated = results.data == "generated"
+    debug = ", DEBUG RUN: training cut short" if results.environment.get("debug") else ""
+    kind = "GENERATED DATA, no real patients" if generated else "Real data"
+    figure.supxlabel(
+        f"{kind}: {results.environment.get('data_version', '')}{debug}",
+        fontsize=8,
+        color=COLOURS[1] if generated or debug else "#444444",
+        fontweight="bold" if generated or debug else "normal",
+    )
+
+
+def _heat_map(results: Results, rows: pd.DataFrame, metric: str) -> Figure:
+    """Draws method x pattern; the best method of a pattern is bold, a pattern that a method cannot answer is grey."""
+    rows = rows[~rows["method"].str.contains("/")]
+    table = rows.pivot(index="method", columns="pattern", values="mean")
+    patterns = sorted(table.columns, key=lambda p: (p != "all", p.count("+"), p))
+    table = table.loc[list(dict.fromkeys(rows["method"])), patterns]
+    n = rows.groupby("pattern")["n"].max()
+
+    figure = Figure(figsize=(3.2 + 0.95 * len(patterns), 2.2 + 0.36 * len(table)), layout="constrained")
+    axes = figure.add_subplot()
+    colours = mpl.colormaps["cividis"].with_extremes(bad="#e4e4e4")
+    image = axes.imshow(np.ma.masked_invalid(table.to_numpy()), cmap=colours, aspect="auto")
+    best, middle = table.max(), np.nanmean([table.min(axis=None), table.max(axis=None)])
+    for (i, j), value in np.ndenumerate(table.to_numpy()):
+        if not np.isnan(value):
+            weight = "bold" if value == best.iloc[j] else "normal"
+            colour = "black" if value > middle else "white"
+            axes.text(j, i, f"{value:.3f}", ha="center", va="center", color=colour, fontweight=weight)
+    labels = [("all\n(what each has)" if p == "all" else p.replace("+", "\n+ ")) + f"\nn = {n[p]:,}" for p in patterns]
+    axes.set_xticks(range(len(patterns)), labels, fontsize=8)
+    axes.set_yticks(range(len(table)), table.index)
+    axes.set_xlabel("modalities given to the method (n: test visits; bold: best of the column; grey: cannot answer)")
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    figure.colorbar(image, ax=axes, label=f"{NAMES.get(metric, metric)} (higher is better)", shrink=0.9)
+    _title(figure, results, f"{NAMES.get(metric, metric)} per method and modality pattern, mean over {_seeds(results)}")
+    return figure
+
+
+def _weights(results: Results) -> Figure:
+    """Draws the modality weights of each method over the updates of its run; the mean over outputs if there are several."""
+    frame = pd.DataFrame([dict(w) for w in results.weights])
+    frame["phase"] = pd.Categorical(frame["phase"], [*PHASES, *sorted(set(frame["phase"]) - set(PHASES))], ordered=True)
+    cells, moment = ["seed", "fold"], ["phase", "round", "step"]
+    frame = frame.groupby(["method", "modality", *moment, *cells], observed=True)["value"].mean().reset_index()
+    methods, modalities = list(dict.fromkeys(w.method for w in results.weights)), sorted(frame["modality"].unique())
+    figure = Figure(figsize=(1.2 + 3.6 * len(methods), 3.9), layout="constrained")
+    panels = figure.subplots(1, len(methods), sharey=True, squeeze=False)[0]
+    for axes, method in zip(panels, methods, strict=True):
+        part = frame[frame["method"] == method]
+        part = part.assign(at=part.groupby(moment, observed=True).ngroup())
+        phases = part.drop_duplicates("at").sort_values("at")["phase"].tolist()
+        for k, modality in enumerate(modalities):
+            _band(axes, part[part["modality"] == modality], "at", "value", k, modality)
+        axes.axhline(1 / len(modalities), color="#777777", linestyle=":", linewidth=1, label="uniform")
+        for start in [i for i in range(len(phases)) if i == 0 or phases[i] != phases[i - 1]]:
+            axes.axvline(start, color="#bbbbbb", linewidth=0.8, zorder=0)
+            axes.text(start, 1.0, f" {phases[start]}", transform=axes.get_xaxis_transform(), va="top")
+        n = len(part[cells].drop_duplicates())
+        axes.set(title=f"{method} ({n} cells)", xlabel="record of the weights (number since the start)")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[0].set(ylabel="modality weight (they sum to 1)", ylim=(0, None))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    _title(figure, results, "modality weights over time, mean over seeds and folds, band: ± 1 SD")
+    return figure
+
+
+def _curves(results: Results, method: str, curves: pd.DataFrame) -> Figure:
+    """Draws one panel per phase and group: the loss per round on each split."""
+    panels = sorted(
+        {(str(p), str(g)) for p, g in zip(curves["phase"], curves["group"], strict=True)},
+        key=lambda panel: (PHASES.index(panel[0]) if panel[0] in PHASES else len(PHASES), panel),
+    )
+    splits = sorted(curves["split"].unique(), key=lambda s: (s != "train", s))
+    across = min(4, len(panels))
+    down = math.ceil(len(panels) / across)
+    figure = Figure(figsize=(1.6 + 2.5 * across, 1.3 + 2.0 * down), layout="constrained")
+    grid = figure.subplots(down, across, squeeze=False)
+    for axes, (phase, group) in zip(grid.flat, panels, strict=False):
+        part = curves[(curves["phase"] == phase) & (curves["group"] == group)]
+        for k, split in enumerate(splits):
+            _band(axes, part[part["split"] == split], "round", "loss", k, split)
+        axes.set_title(f"{phase}: {group}")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    for axes in list(grid.flat)[len(panels) :]:
+        axes.set_visible(False)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("loss")
+    for axes in list(grid.flat)[max(0, len(panels) - across) : len(panels)]:
+        axes.set_xlabel("round")
+    handles: dict[str, Any] = {}
+    for axes in grid.flat:
+        handles |= {str(line.get_label()): line for line in axes.get_lines()}
+    figure.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False, title="patients")
+    cells = curves["cell"].nunique()
+    _title(figure, results, f"learning curves of {method}, mean over {cells} cells (seeds x folds), band: ± 1 SD")
+    return figure
+
+
+def _band(axes: Axes, part: pd.DataFrame, x: str, y: str, k: int, label: str) -> None:
+    """Draws the mean over cells with a band of one standard deviation; few points get markers, so that one is seen at all."""
+    if part.empty:
+        return
+    grouped = part.groupby(x)[y]
+    mean, sd = grouped.mean(), grouped.std().fillna(0)
+    colour = COLOURS[k % len(COLOURS)]
+    marker = MARKERS[k % len(MARKERS)] if len(mean) <= 15 else None
+    line = LINES[k % len(LINES)]
+    axes.plot(mean.index, mean, line, color=colour, marker=marker, markersize=3.5, linewidth=1.5, label=label)
+    axes.fill_between(mean.index, mean - sd, mean + sd, color=colour, alpha=0.18, linewidth=0)
+
+
+def _seeds(results: Results) -> str:
+    return f"{len(results.seeds)} seed{'s' if len(results.seeds) != 1 else ''}"

@@ -1,0 +1,331 @@
+"""Runs cells in worker processes, a few at a time, on sites that are prepared just before and removed just after.
+
+A cell that fails is recorded and the others go on. What a cell prints goes to its ``cell.log``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from common.arrays import write_json
+from common.errors import ConsiliumError
+from simulations.benchmarks.base import Benchmark
+from simulations.results import load_cell
+
+RunCell = Callable[..., None]
+"""``run_cell(method, benchmark, *, sites, out, seed, fold, variant, runtime, debug)`` writes a cell, ``cell.json`` last."""
+
+UNMASKED = ("central-full",)
+"""Methods that see every modality of every training patient."""
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+DIED = "its process died, most often for want of memory; close other programs and run again: it resumes"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Cells that open the same sites.
+
+    Attributes:
+        seed: Seed of the split.
+        fold: Test fold.
+        masked: Whether hospitals lack the modalities that the protocol takes from them.
+    """
+
+    seed: int
+    fold: int
+    masked: bool
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        return f"{self.seed}-{self.fold}" + ("" if self.masked else "-full")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One cell to run."""
+
+    method: str
+    seed: int
+    fold: int
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        return f"{self.method}-{self.seed}-{self.fold}"
+
+    @property
+    def split(self) -> Split:
+        """The sites that it opens."""
+        return Split(self.seed, self.fold, self.method not in UNMASKED)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all cells of a run share, and where they lie.
+
+    Attributes:
+        benchmark: What is run.
+        folder: The run directory.
+        variant: Variant of the benchmark.
+        runtime: ``inproc`` or ``flwr``.
+        debug: Whether training is cut short.
+        run_cell: Runs one cell; ``simulations.cells.run_cell`` if None.
+    """
+
+    benchmark: Benchmark
+    folder: Path
+    variant: str | None
+    runtime: str
+    debug: bool
+    run_cell: RunCell | None
+
+    def cell(self, job: Job) -> Path:
+        """Returns the folder of a cell."""
+        return self.folder / "cells" / job.name
+
+    def sites(self, split: Split) -> Path:
+        """Returns the folder of the sites of a split."""
+        return self.folder / "sites" / split.name
+
+    def prepared(self, split: Split) -> dict[str, Any]:
+        """Returns what ``prepare`` said of a split."""
+        said: dict[str, Any] = json.loads(self._prepared_file(split).read_text(encoding="utf-8"))
+        return said
+
+    def fault(self, job: Job) -> str | None:
+        """Returns why a cell is not finished; None if it is."""
+        try:
+            load_cell(self.cell(job))
+        except ConsiliumError as error:
+            return str(error)
+        return None
+
+    def prepare(self, split: Split) -> None:
+        """Writes the sites of a split anew."""
+        shutil.rmtree(self.sites(split), ignore_errors=True)
+        self.sites(split).parent.mkdir(parents=True, exist_ok=True)
+        said = self.benchmark.prepare(self.sites(split), split.seed, split.fold, self.variant, split.masked)
+        self._prepared_file(split).parent.mkdir(exist_ok=True)
+        write_json(self._prepared_file(split), said)
+
+    def run(self, job: Job) -> float:
+        """Runs a cell anew; its failure is written into its ``cell.json``. Returns the seconds that it took."""
+        out, start = self.cell(job), time.monotonic()
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        with _said_to(out / "cell.log"):
+            try:
+                run_cell = self.run_cell or _default_run_cell()
+                run_cell(
+                    job.method,
+                    self.benchmark,
+                    sites=self.sites(job.split),
+                    out=out,
+                    seed=job.seed,
+                    fold=job.fold,
+                    variant=self.variant,
+                    runtime=self.runtime,
+                    debug=self.debug,
+                )
+            except ConsiliumError as error:
+                self.record_failure(job, str(error))
+            except Exception as error:  # whatever breaks in one method must not end the others
+                traceback.print_exc()
+                self.record_failure(job, f"{type(error).__name__}: {error} (see cell.log)")
+        return time.monotonic() - start
+
+    def record_failure(self, job: Job, reason: str) -> None:
+        """Writes that a cell failed, and why."""
+        self.cell(job).mkdir(parents=True, exist_ok=True)
+        said = {"method": job.method, "seed": job.seed, "fold": job.fold, "variant": self.variant}
+        write_json(self.cell(job) / "cell.json", said | {"status": "failed", "reason": reason})
+
+    def _prepared_file(self, split: Split) -> Path:
+        return self.folder / "prepared" / f"{split.name}.json"
+
+
+def run_jobs(work: Work, jobs: Sequence[Job], workers: int, console: Console) -> None:
+    """Runs the cells that are not finished.
+
+    Args:
+        work: What they share.
+        jobs: All cells of the plan.
+        workers: Cells at a time.
+        console: Where progress is shown: bars on a terminal, else one line per finished cell.
+
+    Raises:
+        ConsiliumError: If sites cannot be prepared: then no method can run on them.
+    """
+    todo = [job for job in jobs if work.fault(job) is not None]
+    with _Progress(console, work, jobs, todo) as progress, _one_thread_per_process():
+        _Schedule(work, todo, workers, progress).run()
+    shutil.rmtree(work.folder / "sites", ignore_errors=True)
+
+
+class _Schedule:
+    """Which cell or preparation runs next, and what to do when one ends."""
+
+    def __init__(self, work: Work, todo: Sequence[Job], workers: int, progress: _Progress) -> None:
+        self.work, self.workers, self.progress = work, workers, progress
+        self.left: dict[Split, list[Job]] = {}
+        for job in todo:
+            self.left.setdefault(job.split, []).append(job)
+        self.waiting, self.ready = deque(self.left), deque[Job]()
+        self.running: dict[Future[Any], Job | Split] = {}
+
+    def run(self) -> None:
+        """Runs everything to its end, or to the first split that cannot be prepared."""
+        pool = self._pool()
+        try:
+            while self.waiting or self.ready or self.running:
+                while len(self.running) < self.workers and (self.ready or self.waiting):
+                    self._submit(pool)
+                done, _ = wait(self.running, return_when=FIRST_COMPLETED)
+                if any(isinstance(future.exception(), BrokenProcessPool) for future in done):
+                    done, _ = wait(self.running)
+                    pool.shutdown()
+                    pool = self._pool()
+                for future in done:
+                    self._ended(self.running.pop(future), future)
+        except BaseException:
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _pool(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(self.workers, multiprocessing.get_context("spawn"), _one_torch_thread)
+
+    def _submit(self, pool: ProcessPoolExecutor) -> None:
+        if self.ready:
+            job = self.ready.popleft()
+            self.progress.started(job)
+            self.running[pool.submit(self.work.run, job)] = job
+        else:
+            split = self.waiting.popleft()
+            self.running[pool.submit(self.work.prepare, split)] = split
+
+    def _ended(self, what: Job | Split, future: Future[Any]) -> None:
+        lost = isinstance(future.exception(), BrokenProcessPool)
+        if isinstance(what, Split):
+            if lost:
+                raise ConsiliumError(f"Preparing the sites of seed {what.seed}, fold {what.fold}: {DIED}.")
+            future.result()
+            self.ready.extend(self.left[what])
+            return
+        if lost:
+            self.work.record_failure(what, DIED)
+        self.progress.ended(what, self.work.fault(what), None if lost else future.result())
+        self.left[what.split].remove(what)
+        if not self.left[what.split]:
+            shutil.rmtree(self.work.sites(what.split), ignore_errors=True)
+
+
+class _Progress:
+    """Bars per method on a terminal; else one line of ``key=value`` per finished cell."""
+
+    def __init__(self, console: Console, work: Work, jobs: Sequence[Job], todo: Sequence[Job]) -> None:
+        self.console, self.total, self.done = console, len(jobs), len(jobs) - len(todo)
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        self.bars = Progress(TextColumn("{task.description}"), *columns, console=console, disable=not console.is_terminal)
+        self._say(f"run={work.folder} cells={self.total} done={self.done}")
+        self.of_all = self.bars.add_task("all cells", total=self.total, completed=self.done)
+        self.of_method = {
+            method: self.bars.add_task(
+                method,
+                total=sum(job.method == method for job in jobs),
+                completed=sum(job.method == method for job in jobs) - sum(job.method == method for job in todo),
+                start=False,
+            )
+            for method in dict.fromkeys(job.method for job in jobs)
+        }
+
+    def __enter__(self) -> _Progress:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def started(self, job: Job) -> None:
+        self.bars.start_task(self.of_method[job.method])
+
+    def ended(self, job: Job, fault: str | None, seconds: float | None) -> None:
+        self.done += 1
+        self.bars.advance(self.of_all)
+        self.bars.advance(self.of_method[job.method])
+        if fault or not self.console.is_terminal:
+            took = "" if seconds is None else f" seconds={seconds:.1f}"
+            why = f" reason={json.dumps(fault)}" if fault else ""
+            self._say(
+                f"cell={job.name} status={'failed' if fault else 'finished'}{took} done={self.done} cells={self.total}{why}"
+            )
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def _default_run_cell() -> RunCell:
+    """Returns the runner of the project's own methods; imported late because it brings the whole of Flower."""
+    from simulations.cells import run_cell
+
+    return run_cell
+
+
+def _one_torch_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@contextlib.contextmanager
+def _one_thread_per_process() -> Iterator[None]:
+    """Lets processes started meanwhile compute with one thread each: a cell then gives the same result on any machine."""
+    before = {name: os.environ.get(name) for name in THREADS}
+    os.environ.update(dict.fromkeys(THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _said_to(log: Path) -> Iterator[None]:
+    """Sends everything that this process and its children print to a file, loggers that hold the streams included."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for stream, descriptor in zip((1, 2), kept, strict=True):
+            os.dup2(descriptor, stream)
+            os.close(descriptor)

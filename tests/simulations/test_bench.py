@@ -1,0 +1,267 @@
+"""The benchmark command: cells run, fail, resume and end in a table."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+import simulations.benchmarks
+from common.errors import ConsiliumError
+from simulations import bench, cli
+from simulations.benchmarks import base
+from simulations.results import load_results
+from simulations.workers import Job, Work, run_jobs
+from tests.simulations import fakes
+
+NAME = fakes.BENCHMARK.name
+METHODS = ("student", "fedavg", "central-full", "teachers")
+ONLY = dataclasses.replace(fakes.BENCHMARK, methods=METHODS, metrics=("auroc",))
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the fake benchmark the only one."""
+    for module in (base, cli):
+        monkeypatch.setattr(module, "benchmarks", lambda: {NAME: ONLY})
+
+
+def run(out: Path, **other: object) -> bench.Outcome:
+    console = Console(file=io.StringIO(), width=200)
+    return bench.run(NAME, out=out, run_cell=fakes.run_cell, **({"console": console, "workers": 1} | other))
+
+
+def calls(folder: Path) -> Counter[str]:
+    return Counter((folder / "calls").read_text().split())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[bench.Outcome, str]:
+    """An undisturbed run with two workers, and what it printed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base, "benchmarks", lambda: {NAME: ONLY})
+        console = Console(file=io.StringIO(), width=200)
+        outcome = run(tmp_path_factory.mktemp("runs"), workers=2, console=console)
+    return outcome, console.file.getvalue()
+
+
+def test_a_run_leaves_plan_cells_results_and_figures_and_no_copies_of_patients(finished: tuple[bench.Outcome, str]) -> None:
+    outcome, _ = finished
+    assert outcome.missing == {}
+    assert re.fullmatch(r"\d{8}-\d{6}", outcome.folder.name)
+    assert {f.name for f in outcome.folder.iterdir()} == {"bench.json", "calls", "cells", "figures", "prepared", "results.json"}
+    cells = {f"{m}-{s}-{f}" for m in METHODS for s in (0, 1) for f in (0, 1)}
+    assert {f.name for f in (outcome.folder / "cells").iterdir()} == cells
+    plan = json.loads((outcome.folder / "bench.json").read_text())["plan"]
+    assert (plan["seeds"], plan["folds"], plan["methods"], plan["variant"]) == ([0, 1], [0, 1], list(METHODS), None)
+    assert (outcome.folder / "figures" / "patterns-auroc.png").is_file()
+    results = load_results(outcome.folder / "results.json")
+    assert results.n["test"]["stays"] == 480
+    assert results.environment["missing"] == {} and results.environment["runtime"] == "inproc"
+
+
+def test_off_a_terminal_every_cell_is_one_line_and_its_own_words_go_to_its_log(finished: tuple[bench.Outcome, str]) -> None:
+    outcome, said = finished
+    lines = said.splitlines()
+    assert lines[0] == f"run={outcome.folder} cells=16 done=0"
+    assert len(lines) == 17
+    pattern = re.compile(r"cell=[a-z-]+-\d-\d status=finished seconds=\d+\.\d done=\d+ cells=16")
+    assert all(pattern.fullmatch(line) for line in lines[1:])
+    assert (outcome.folder / "cells" / "student-0-1" / "cell.log").read_text() == "running student-0-1 on inproc\n"
+
+
+def test_a_failing_cell_and_a_dying_process_are_recorded_and_only_they_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: tuple[bench.Outcome, str]
+) -> None:
+    monkeypatch.setenv("FAKE_FAIL", "fedavg-1-0")
+    monkeypatch.setenv("FAKE_DIE", "teachers-0-1")
+    first = run(tmp_path)
+    assert set(first.missing) == {"fedavg-1-0", "teachers-0-1"}
+    assert "RuntimeError: the loss is not a number" in first.missing["fedavg-1-0"]
+    assert "its process died" in first.missing["teachers-0-1"]
+    assert "Traceback" in (first.folder / "cells" / "fedavg-1-0" / "cell.log").read_text()
+    assert load_results(first.folder / "results.json").environment["missing"] == first.missing
+    with pytest.raises(ConsiliumError, match="no finished run"):
+        bench.newest_finished(NAME, tmp_path)
+
+    monkeypatch.delenv("FAKE_FAIL")
+    monkeypatch.delenv("FAKE_DIE")
+    second = run(tmp_path)
+    assert (second.folder, second.missing) == (first.folder, {})
+    assert {cell: n for cell, n in calls(second.folder).items() if n > 1} == {"fedavg-1-0": 2, "teachers-0-1": 2}
+    assert load_results(second.folder / "results.json").rows == load_results(finished[0].folder / "results.json").rows
+    assert bench.newest_finished(NAME, tmp_path) == second.folder
+
+
+def killed_run(out: str) -> None:
+    """Runs in a process of its own, which a cell kills."""
+    base.benchmarks = lambda: {NAME: ONLY}
+    run(Path(out), only=("student", "fedavg"), seeds=1)
+
+
+def test_a_killed_run_resumes_where_it_stopped(tmp_path: Path) -> None:
+    code = f"from tests.simulations.test_bench import killed_run; killed_run({str(tmp_path)!r})"
+    env = os.environ | {"FAKE_KILL": "student-0-1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, start_new_session=True, capture_output=True)
+    assert done.returncode == -9, done.stderr.decode()
+    (folder,) = (tmp_path / NAME).iterdir()
+    assert not (folder / "results.json").exists() and (folder / "sites" / "0-1").exists()
+
+    outcome = run(tmp_path, only=("student", "fedavg"), seeds=1)
+    assert (outcome.folder, outcome.missing) == (folder, {})
+    assert calls(folder) == {"student-0-0": 1, "fedavg-0-0": 1, "student-0-1": 2, "fedavg-0-1": 1}
+    assert not (folder / "sites").exists()
+
+
+def test_sites_that_cannot_be_prepared_end_the_run_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    with pytest.raises(ConsiliumError, match="The data are not at /nowhere"):
+        run(tmp_path, variant="no-data")
+    assert not multiprocessing.active_children()
+    assert os.environ["OMP_NUM_THREADS"] == "2"
+
+
+def test_on_a_terminal_every_method_has_a_bar(finished: tuple[bench.Outcome, str]) -> None:
+    screen = Console(file=io.StringIO(), width=200, force_terminal=True)
+    work = Work(ONLY, finished[0].folder, None, "inproc", False, fakes.run_cell)
+    run_jobs(work, [Job(m, 0, 0) for m in METHODS], 1, screen)
+    said = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.file.getvalue())
+    assert re.search(r"all cells\W+4/4", said)
+    assert all(re.search(rf"{method}\W+1/1", said) for method in METHODS)
+
+
+def opened(plan: bench.Plan, home: Path) -> Path:
+    with bench._open_run(plan, home) as folder:
+        return folder
+
+
+def test_only_an_unfinished_run_with_the_same_plan_that_nobody_runs_is_resumed(tmp_path: Path) -> None:
+    asked = {"seeds": None, "only": (), "debug": False, "runtime": "inproc", "variant": None}
+    plan = bench.make_plan(ONLY, **asked)
+    first = opened(plan, tmp_path)
+    assert opened(plan, tmp_path) == first
+    for change in ({"seeds": 1}, {"only": ("student",)}, {"debug": True}, {"runtime": "flwr"}, {"variant": "no-data"}):
+        assert bench.make_plan(ONLY, **(asked | change)) != plan
+    assert opened(bench.make_plan(ONLY, **(asked | {"seeds": 1})), tmp_path) != first
+    assert opened(dataclasses.replace(plan, code="other code"), tmp_path) != first
+    with bench._open_run(plan, tmp_path) as mine:
+        assert mine == first
+        assert opened(plan, tmp_path) != first
+
+
+def test_the_plan_follows_the_command_line() -> None:
+    plan = bench.make_plan(ONLY, seeds=3, only=["teachers", "student"], debug=False, runtime="inproc", variant=None)
+    assert (plan.seeds, plan.folds, plan.methods) == ((0, 1, 2), (0, 1), ("student", "teachers"))
+    quick = bench.make_plan(ONLY, seeds=None, only=[], debug=True, runtime="inproc", variant=None)
+    assert (quick.seeds, quick.folds) == ((0,), (0,))
+    assert len(quick.jobs()) == 4
+
+
+def test_runs_lie_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONSILIUM_RUNS", str(tmp_path / "there"))
+    assert bench.runs_root() == tmp_path / "there"
+    monkeypatch.delenv("CONSILIUM_RUNS")
+    monkeypatch.chdir(tmp_path)
+    assert bench.runs_root() == tmp_path / "runs"
+    assert bench.runs_root(Path("x")).is_absolute()
+
+
+def invoke(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str, str]:
+    """Calls the command line as the console script does."""
+    monkeypatch.setattr(sys, "argv", ["consilium-bench", *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    said = capsys.readouterr()
+    return int(end.value.code or 0), said.out, said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["run", "fake-mortalty"], 1, "did you mean 'fake-mortality'"),
+        (["run", NAME, "--only", "studnt"], 1, "did you mean 'student'"),
+        (["run", NAME, "--variant", "no-date"], 1, "did you mean 'no-data'"),
+        (["run", NAME, "--variant", "no-data", "--debug"], 1, "The data are not at /nowhere"),
+        (["table", NAME], 1, f"consilium-bench run {NAME}"),
+        (["table", NAME, "--run", "elsewhere"], 1, "results.json"),
+        (["run", NAME, "--seeds", "0"], 2, "--seeds"),
+        (["run", NAME, "--runtime", "ray"], 2, "--runtime"),
+        (["run"], 2, "NAME"),
+    ],
+)
+def test_a_fault_is_one_plain_message_with_its_exit_code(
+    arguments: list[str],
+    code: int,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("CONSILIUM_RUNS", str(tmp_path))
+    found, _, said = invoke(capsys, monkeypatch, *arguments)
+    assert found == code
+    assert message in said and "Traceback" not in said
+    if code == 1:
+        assert said.startswith("Error: ") and said.count("\n") == 1
+
+
+def test_table_prints_what_the_run_found(finished: tuple[bench.Outcome, str]) -> None:
+    outcome, _ = finished
+    runner = CliRunner(env={"CONSILIUM_RUNS": str(outcome.folder.parents[1])})
+    said = runner.invoke(cli.app, ["table", NAME])
+    assert said.exit_code == 0
+    assert said.output == runner.invoke(cli.app, ["table", NAME, "--run", str(outcome.folder)]).output
+    for words in (
+        "GENERATED DATA",
+        "invented 1.0, checksum c0ffeec0ffee",
+        "480 stays",
+        "12 stays without a label",
+        "Seeds: 0, 1; folds: 2",
+        "bedside score",
+        "not found",
+    ):
+        assert words in said.output
+    row = next(r for r in load_results(outcome.folder / "results.json").rows if (r.method, r.pattern) == ("fedavg", "all"))
+    assert row.ci95 is not None
+    assert f"{row.mean:.3f} ± {row.sd:.3f} [{row.ci95[0]:.3f}, {row.ci95[1]:.3f}]" in said.output
+    line = next(text for text in said.output.splitlines() if re.search(r"student\W+fedavg\W+all\W+AUROC", text))
+    assert "better" in line
+
+
+def test_run_exits_with_one_and_names_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CONSILIUM_RUNS", str(tmp_path))
+    monkeypatch.setenv("FAKE_FAIL", "fedavg-0-0")
+    original = bench.run
+    monkeypatch.setattr(bench, "run", lambda name, **asked: original(name, run_cell=fakes.run_cell, workers=1, **asked))
+    code, said, fault = invoke(capsys, monkeypatch, "run", NAME, "--debug", "--only", "student", "--only", "fedavg")
+    assert code == 1
+    assert "MISSING fedavg-0-0" in said and "DEBUG RUN" in said and "student" in said
+    assert fault.startswith("Error: 1 cell(s) failed")
+
+
+def test_list_names_every_benchmark_for_people_and_programs() -> None:
+    listed = json.loads(CliRunner().invoke(cli.app, ["list", "--json"]).output)
+    assert [(b["name"], b["data"], b["methods"], b["folds"]) for b in listed] == [(NAME, "generated", list(METHODS), 2)]
+    assert NAME in CliRunner().invoke(cli.app, ["list"]).output
+
+
+def test_a_new_benchmark_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    (tmp_path / "another.py").write_text("from tests.simulations.fakes import BENCHMARK\n")
+    monkeypatch.setattr(simulations.benchmarks, "__path__", [*simulations.benchmarks.__path__, str(tmp_path)])
+    assert base.get(NAME) is fakes.BENCHMARK
+    sys.modules.pop("simulations.benchmarks.another")
