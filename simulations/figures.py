@@ -6,6 +6,7 @@ Every figure says by itself what it shows, on which data and how many; colours a
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ PHASES = ("teach", "distill", "refine")
 STYLE: Any = {"font.size": 9, "axes.titlesize": 9, "figure.titlesize": 11, "axes.spines.top": False, "axes.spines.right": False}
 NAMES = {"auroc": "AUROC", "auprc": "AUPRC", "accuracy": "Accuracy", "f1": "F1"}
 DOTS_PER_INCH = 150
+LETTERS_PER_INCH = 10
 
 
 def draw_figures(results: Results, cells: Sequence[Cell], folder: Path) -> list[Path]:
@@ -61,7 +63,8 @@ def draw_figures(results: Results, cells: Sequence[Cell], folder: Path) -> list[
 def _title(figure: Figure, results: Results, what: str) -> None:
     """Writes what the figure shows and on which data; generated data are marked in a colour of their own."""
     variant = next((f", variant {r.variant}" for r in results.rows if r.variant), "")
-    figure.suptitle(f"{results.benchmark}{variant}: {what}", fontweight="bold")
+    across = int(figure.get_figwidth() * LETTERS_PER_INCH)
+    figure.suptitle(f"{results.benchmark}{variant}\n{textwrap.fill(what, across)}", fontweight="bold")
     generated = results.data == "generated"
     debug = ", DEBUG RUN: training cut short" if results.environment.get("debug") else ""
     kind = "GENERATED DATA, no real patients" if generated else "Real data"
@@ -109,19 +112,21 @@ def _weights(results: Results) -> Figure:
     cells, moment = ["seed", "fold"], ["phase", "round", "step"]
     frame = frame.groupby(["method", "modality", *moment, *cells], observed=True)["value"].mean().reset_index()
     methods, modalities = list(dict.fromkeys(w.method for w in results.weights)), sorted(frame["modality"].unique())
-    figure = Figure(figsize=(1.2 + 3.6 * len(methods), 3.9), layout="constrained")
+    figure = Figure(figsize=(2.2 + 3.2 * len(methods), 4.1), layout="constrained")
     panels = figure.subplots(1, len(methods), sharey=True, squeeze=False)[0]
     for axes, method in zip(panels, methods, strict=True):
         part = frame[frame["method"] == method]
         part = part.assign(at=part.groupby(moment, observed=True).ngroup())
         phases = part.drop_duplicates("at").sort_values("at")["phase"].tolist()
+        # A cell that ends early keeps its last weights; without them the mean would jump to that of the longer cells.
+        part = part.pivot(index="at", columns=["modality", *cells], values="value").ffill()
         for k, modality in enumerate(modalities):
-            _band(axes, part[part["modality"] == modality], "at", "value", k, modality)
+            _band(axes, part[modality].stack(cells, future_stack=True).rename("value").reset_index(), "at", "value", k, modality)
         axes.axhline(1 / len(modalities), color="#777777", linestyle=":", linewidth=1, label="uniform")
         for start in [i for i in range(len(phases)) if i == 0 or phases[i] != phases[i - 1]]:
             axes.axvline(start, color="#bbbbbb", linewidth=0.8, zorder=0)
             axes.text(start, 1.0, f" {phases[start]}", transform=axes.get_xaxis_transform(), va="top")
-        n = len(part[cells].drop_duplicates())
+        n = len({tuple(column)[1:] for column in part.columns})
         axes.set(title=f"{method} ({n} cells)", xlabel="record of the weights (number since the start)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[0].set(ylabel="modality weight (they sum to 1)", ylim=(0, None))
@@ -131,12 +136,12 @@ def _weights(results: Results) -> Figure:
 
 
 def _curves(results: Results, method: str, curves: pd.DataFrame) -> Figure:
-    """Draws one panel per phase and group: the loss per round on each split."""
+    """Draws one panel per phase and group: the loss per round on each split, as far as half of the cells went."""
     panels = sorted(
         {(str(p), str(g)) for p, g in zip(curves["phase"], curves["group"], strict=True)},
         key=lambda panel: (PHASES.index(panel[0]) if panel[0] in PHASES else len(PHASES), panel),
     )
-    splits = sorted(curves["split"].unique(), key=lambda s: (s != "train", s))
+    splits, n = sorted(curves["split"].unique(), key=lambda s: (s != "train", s)), curves["cell"].nunique()
     across = min(4, len(panels))
     down = math.ceil(len(panels) / across)
     figure = Figure(figsize=(1.6 + 2.5 * across, 1.3 + 2.0 * down), layout="constrained")
@@ -144,7 +149,9 @@ def _curves(results: Results, method: str, curves: pd.DataFrame) -> Figure:
     for axes, (phase, group) in zip(grid.flat, panels, strict=False):
         part = curves[(curves["phase"] == phase) & (curves["group"] == group)]
         for k, split in enumerate(splits):
-            _band(axes, part[part["split"] == split], "round", "loss", k, split)
+            line = part[part["split"] == split]
+            counts = line.groupby("round")["cell"].transform("nunique")
+            _band(axes, line[2 * counts >= line["cell"].nunique()], "round", "loss", k, split)
         axes.set_title(f"{phase}: {group}")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for axes in list(grid.flat)[len(panels) :]:
@@ -157,8 +164,8 @@ def _curves(results: Results, method: str, curves: pd.DataFrame) -> Figure:
     for axes in grid.flat:
         handles |= {str(line.get_label()): line for line in axes.get_lines()}
     figure.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False, title="patients")
-    cells = curves["cell"].nunique()
-    _title(figure, results, f"learning curves of {method}, mean over {cells} cells (seeds x folds), band: ± 1 SD")
+    what = f"learning curves of {method}, mean over {n} cells (seeds x folds) while half of them train, band: ± 1 SD"
+    _title(figure, results, what)
     return figure
 
 

@@ -33,7 +33,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the fake benchmark the only one."""
+    """Makes the fake benchmark the only one, and the project's code the same even if somebody edits it meanwhile."""
+    monkeypatch.setattr(bench, "code_digest", lambda: "code")
     for module in (base, cli):
         monkeypatch.setattr(module, "benchmarks", lambda: {NAME: ONLY})
 
@@ -107,7 +108,7 @@ def test_a_failing_cell_and_a_dying_process_are_recorded_and_only_they_run_again
 
 def killed_run(out: str) -> None:
     """Runs in a process of its own, which a cell kills."""
-    base.benchmarks = lambda: {NAME: ONLY}
+    base.benchmarks, bench.code_digest = lambda: {NAME: ONLY}, lambda: "code"
     run(Path(out), only=("student", "fedavg"), seeds=1)
 
 
@@ -167,6 +168,18 @@ def test_the_plan_follows_the_command_line() -> None:
     quick = bench.make_plan(ONLY, seeds=None, only=[], debug=True, runtime="inproc", variant=None)
     assert (quick.seeds, quick.folds) == ((0,), (0,))
     assert len(quick.jobs()) == 4
+
+
+def test_the_code_has_one_digest_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    (tmp_path / "common").mkdir()
+    (tmp_path / "simulations").mkdir()
+    monkeypatch.setattr(bench, "__file__", str(tmp_path / "simulations" / "bench.py"))
+    digests = []
+    for text in ("a = 1", "a = 1", "a = 2"):
+        (tmp_path / "common" / "task.py").write_text(text)
+        digests.append(bench.code_digest.__wrapped__())
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_runs_lie_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
