@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -11,7 +12,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client import handlers
-from client.site import open_site
+from client.site import FAULTS, OWN_FOLDER, note_fault, open_site
 from common.config import from_json
 from common.errors import ConsiliumError
 from common.messages import (
@@ -32,7 +33,8 @@ R = TypeVar("R", bound=Request)
 def answer(message: Message, context: Context, kind: type[R], handle: Callable[[R, Context], WireMessage]) -> Message:
     """Decodes a request, guards, handles it and encodes the reply.
 
-    An unforeseen fault leaves the site as its kind and code line only: its text may quote patient data.
+    An unforeseen fault leaves the site as its kind and code line only: its text may quote patient data, and stays in the
+    hospital's own log.
 
     Raises:
         ConsiliumError: If the site cannot or will not answer; Flower sends the text to the server.
@@ -42,8 +44,8 @@ def answer(message: Message, context: Context, kind: type[R], handle: Callable[[
         request = kind.from_record(message.content)
         if request.code != code_hash():
             raise ConsiliumError(
-                f"This site runs other code ({code_hash()}) than the server ({request.code}): another checkout was imported, or a side is "
-                "not updated. Install the same version on both sides, and start each SuperLink in a folder of its own."
+                f"This site runs other code ({code_hash()}) than the server ({request.code}): another checkout was imported, or "
+                "a side is not updated. Install the same version on both sides, and start each SuperLink in a folder of its own."
             )
         return Message(handle(request, context).to_record(), reply_to=message)
     except ConsiliumError:
@@ -51,10 +53,11 @@ def answer(message: Message, context: Context, kind: type[R], handle: Callable[[
     except MessageError as error:
         raise ConsiliumError(f"Request refused: {error}.") from None
     except Exception as error:
+        note_fault(context)
         place = traceback.extract_tb(error.__traceback__)[-1]
+        line = f"line {place.lineno} of {Path(place.filename).name}"
         raise ConsiliumError(
-            f"The site failed with {type(error).__name__} in {place.name} (line {place.lineno} of {place.filename.rsplit('/', 1)[-1]}). "
-            "Its own log holds more."
+            f"The site failed with {type(error).__name__} in {place.name} ({line}). Its own {OWN_FOLDER}/{FAULTS} holds more."
         ) from None
 
 

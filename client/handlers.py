@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Sequence
 
 import torch
 
@@ -20,6 +19,8 @@ from common.config import Config
 from common.data.cohort import Cohort, count_patterns
 from common.evaluation.predictions import Speaker, predict_patterns, released_rows, student_speaker, teachers_speakers
 from common.learning.lessons import (
+    Teaching,
+    block_counts,
     calibration_loss,
     student_hypergradient,
     student_validation_loss,
@@ -27,6 +28,7 @@ from common.learning.lessons import (
     teacher_loss,
     train_student,
     train_teacher,
+    trained_blocks,
 )
 from common.learning.loop import derive_seed
 from common.messages import (
@@ -41,14 +43,14 @@ from common.messages import (
     TeachRequest,
 )
 from common.models.ensemble import GROUP_SEPARATOR, Calibration, Ensembles, build_teacher
-from common.models.student import Student, block_of
+from common.models.student import Student
 
 META_DRAWS = 4
 PACKAGES = ("flwr", "torch", "numpy")
 
 
 def enrol(site: Site, config: Config, request: EnrolRequest, sites_here: int) -> EnrolReply:
-    """Says what the site holds; counts below the site's limit are hidden."""
+    """Says what the site holds; counts below the site's limit are hidden, and those that leave so few of the others."""
     least = site.manifest.limits.min_count
     train = site.cohort.part("train")
     trains = site.manifest.role == "train"
@@ -56,19 +58,18 @@ def enrol(site: Site, config: Config, request: EnrolRequest, sites_here: int) ->
     def told(count: int) -> int | None:
         return count if count == 0 or count >= least else None
 
-    positives = (
-        torch.bincount(train.labels, minlength=len(config.task.outputs)) if train.labels.dtype == torch.int64 else train.labels.sum(0)
-    )
-    moments = {
-        m: v.suppressed(least, words=config.task.modalities[m].kind == "text") for m, v in site.cohort.moments().items()
-    }
+    if train.labels.dtype == torch.int64:
+        labels = [told(n) for n in torch.bincount(train.labels, minlength=len(config.task.outputs)).tolist()]
+    else:
+        labels = [None if told(len(train) - int(n)) is None else told(int(n)) for n in train.labels.sum(0).tolist()]
+    moments = {m: v.suppressed(least, words=config.task.modalities[m].kind == "text") for m, v in site.cohort.moments().items()}
     return EnrolReply(
         site=site.manifest.site,
         sites_here=sites_here,
         role=site.manifest.role,
         modalities={m: told(len(train.holding(m))) for m in config.task.modalities},
         patterns={p: told(n) for p, n in count_patterns(site.cohort).items()},
-        labels={o: told(int(n)) for o, n in zip(config.task.outputs, positives.tolist(), strict=True)},
+        labels=dict(zip(config.task.outputs, labels, strict=True)),
         splits={s: len(site.cohort.part(s)) for s in ("train", "meta", "validation", "test")},
         architectures=site.trainable(config),
         excluded=len({f.row for f in site.cohort.findings}),
@@ -94,8 +95,8 @@ def teach(site: Site, config: Config, request: TeachRequest) -> TeachReply:
         mine, held_out = train.holding(modality), validation.holding(modality)
         if len(held_out):
             validated[group] = (teacher_loss(teacher, modality, held_out), len(held_out))
-        seed = derive_seed(request.seed, group)
-        fit = train_teacher(teacher, modality, mine, config.teach.training_of(group), epochs=site.epochs(request.epochs), seed=seed)
+        training, seed = config.teach.training_of(group), derive_seed(request.seed, group)
+        fit = train_teacher(teacher, modality, mine, training, epochs=site.epochs(request.epochs), seed=seed)
         trained[group], counts[group] = module_arrays(teacher), len(mine)
         if fit.training:
             losses[group] = fit.training[-1]
@@ -110,7 +111,7 @@ def refine(site: Site, config: Config, request: RefineRequest) -> RefineReply:
     calibration, _ = consilium_of(request.consilium)
     ensembles = load_ensembles(config, request.teachers)
     teaching = teach_cohort(ensembles, train, calibration)
-    gradients, meta_count = _meta_gradients(student, train, meta, config, ensembles, calibration, request.seed)
+    gradients, meta_count = _meta_gradients(student, train, meta, config, ensembles, teaching, calibration, request.seed)
     validated = (student_validation_loss(student, validation), len(validation)) if len(validation) else None
     fit = train_student(
         student,
@@ -120,15 +121,15 @@ def refine(site: Site, config: Config, request: RefineRequest) -> RefineReply:
         teaching=teaching,
         epochs=site.epochs(request.epochs),
         seed=derive_seed(request.seed, "student"),
+        labels=config.refine.labels,
     )
-    counts = _block_counts(train)
-    parameters = {n: p.detach().numpy().copy() for n, p in student.named_parameters() if counts.get(block_of(n))}
+    counts = block_counts(train)
     loss = fit.training[-1] if fit.training else None
-    return RefineReply(site.manifest.site, parameters, counts, validated, loss, gradients, meta_count)
+    return RefineReply(site.manifest.site, trained_blocks(student, counts), counts, validated, loss, gradients, meta_count)
 
 
 def evaluate(site: Site, config: Config, request: EvaluateRequest) -> EvaluateReply:
-    """Evaluates student and teachers for every pattern; predictions stay in the site's folder, the reply holds released metrics."""
+    """Evaluates student and teachers for every pattern; predictions stay in the site's folder, released metrics leave it."""
     cohort = site.ready(standardisation_of(request.standardisation)).part("test")
     calibration, omega = consilium_of(request.consilium)
     speakers: list[Speaker] = []
@@ -157,20 +158,13 @@ def load_ensembles(config: Config, teachers: dict[str, Arrays]) -> Ensembles | N
     return Ensembles(config.task, config.model, {g: tensors(a) for g, a in teachers.items()})
 
 
-def _block_counts(train: Cohort) -> dict[str, int]:
-    """Returns the training visits behind every block; the fused head needs visits with two modalities."""
-    names: Sequence[str] = list(train.task.modalities)
-    counts = {m: int(n) for m, n in zip(names, train.present.sum(0).tolist(), strict=True) if n}
-    several = int((train.present.sum(1) > 1).sum())
-    return {**counts, "fusion": several} if several else counts
-
-
 def _meta_gradients(
     student: Student,
     train: Cohort,
     meta: Cohort,
     config: Config,
     ensembles: Ensembles | None,
+    teaching: Teaching | None,
     calibration: Calibration,
     seed: int,
 ) -> tuple[Arrays, int]:
@@ -179,9 +173,9 @@ def _meta_gradients(
     if config.weights.estimator == "uniform" or not len(several) or not len(train):
         return {}, 0
     generator = torch.Generator().manual_seed(derive_seed(seed, "meta"))
-    teaching = teach_cohort(ensembles, train, calibration)
     draws = [
-        student_hypergradient(student, train, several, config, teaching=teaching, generator=generator)[0] for _ in range(META_DRAWS)
+        student_hypergradient(student, train, several, config, teaching=teaching, generator=generator)[0]
+        for _ in range(META_DRAWS)
     ]
     gradients: Arrays = {"omega": torch.stack(draws).mean(0).numpy()}
     on_meta = teach_cohort(ensembles, several, calibration)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import traceback
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,28 +18,23 @@ from pydantic import TypeAdapter
 from common.config import Config, SplitConfig
 from common.data.cohort import Cohort
 from common.data.folder import open_cohort
-from common.data.manifest import FILE_NAME, Manifest, load_manifest
+from common.data.manifest import FILE_NAME, Manifest, hospital_folders, load_manifest
 from common.data.standardise import Standardisation
 from common.errors import ConsiliumError
 from common.models.ensemble import GROUP_SEPARATOR, groups
 from common.task import Task
 
-REFERENCE_FOLDER = "reference"
 OWN_FOLDER = ".consilium"
+FAULTS = "faults.log"
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 SIZES = ("linear", "small", "base")
-
-
-def hospital_folders(sites: Path) -> list[Path]:
-    """Returns the hospitals' folders of a sites folder, in the order of their names."""
-    return sorted(p.parent for p in sites.glob(f"*/{FILE_NAME}") if p.parent.name != REFERENCE_FOLDER)
 
 
 def site_folder(context: Context) -> tuple[Path, int]:
     """Returns this site's folder, and how many hospital folders this machine knows of.
 
-    The place comes from the site alone: node-config ``manifest``, else environment ``CONSILIUM_SITES`` and the node's partition-id.
-    No message can name a file.
+    The place comes from the site alone: node-config ``manifest``, else environment ``CONSILIUM_SITES`` and the node's
+    partition-id. No message can name a file.
 
     Raises:
         ConsiliumError: If neither leads to a manifest.
@@ -44,19 +42,22 @@ def site_folder(context: Context) -> tuple[Path, int]:
     manifest = context.node_config.get("manifest")
     if manifest:
         path = Path(str(manifest)).expanduser()
+        if not path.is_dir() and path.name != FILE_NAME:
+            raise ConsiliumError(f"The node-config 'manifest' names neither a folder nor a file {FILE_NAME}. Correct it.")
         return (path if path.is_dir() else path.parent), 1
     sites = os.environ.get("CONSILIUM_SITES")
     if not sites:
         raise ConsiliumError(
-            "This site does not know its manifest. Start the SuperNode with --node-config \"manifest='/path/to/manifest.yaml'\", or set "
-            "CONSILIUM_SITES to a folder with one folder per hospital before the SuperLink starts."
+            "This site does not know its manifest. Start the SuperNode with "
+            f"--node-config \"manifest='/path/to/{FILE_NAME}'\", or set CONSILIUM_SITES to a folder with one folder per hospital "
+            "before the SuperLink starts."
         )
     folders = hospital_folders(Path(sites))
     partition = int(str(context.node_config.get("partition-id", 0)))
     if partition >= len(folders):
         raise ConsiliumError(
-            f"Node {partition} has no hospital: {len(folders)} folder(s) with {FILE_NAME} in the folder that CONSILIUM_SITES names. "
-            f"Start {len(folders)} SuperNodes: flwr run . --federation-config 'num-supernodes={len(folders)}'."
+            f"Node {partition} has no hospital: the folder that CONSILIUM_SITES names has {len(folders)} folder(s) with "
+            f"{FILE_NAME}. Start {len(folders)} SuperNodes: flwr run . --federation-config 'num-supernodes={len(folders)}'."
         )
     return folders[partition], len(folders)
 
@@ -78,7 +79,8 @@ class Site:
 
     def ready(self, standardisation: Standardisation) -> Cohort:
         """Returns the model-ready patients; the last standardisation is kept."""
-        key = b"".join(v.mean.tobytes() + v.variance.tobytes() for _, v in sorted(standardisation.moments.items()))
+        pooled = sorted(standardisation.moments.items())
+        key = b"".join(part.tobytes() for _, v in pooled for part in (v.count, v.mean, v.variance))
         if key not in self._ready:
             self._ready.clear()
             self._ready[key] = self.cohort.standardised(standardisation)
@@ -101,7 +103,9 @@ class Site:
             ConsiliumError: If the run's name is no plain name.
         """
         if not PLAIN_NAME.fullmatch(run):
-            raise ConsiliumError("Request refused: the run's name may hold only letters, digits, '.', '_' and '-', and begins with neither.")
+            raise ConsiliumError(
+                "Request refused: a run's name holds letters, digits, '.', '_' and '-', and begins with a letter or digit."
+            )
         place = self.folder / OWN_FOLDER / run
         place.mkdir(parents=True, exist_ok=True)
         predictions.to_parquet(place / "predictions.parquet", index=False)
@@ -115,8 +119,12 @@ class Site:
 def _open(folder: Path, changed: int, task: str, split: str, seed: int) -> Site:
     """Opens a folder; the arguments are the key under which it is kept, hence the JSON texts."""
     manifest = load_manifest(folder)
-    cohort = open_cohort(folder, manifest, TypeAdapter(Task).validate_json(task), TypeAdapter(SplitConfig).validate_json(split), seed)
-    return Site(folder, manifest, cohort)
+    if not manifest.labels:
+        raise ConsiliumError(
+            f"Site '{manifest.site}' cannot take part: its manifest names no 'labels'. Only a reference set may lack them."
+        )
+    shares = TypeAdapter(SplitConfig).validate_json(split)
+    return Site(folder, manifest, open_cohort(folder, manifest, TypeAdapter(Task).validate_json(task), shares, seed))
 
 
 def open_site(context: Context, config: Config) -> tuple[Site, int]:
@@ -130,3 +138,12 @@ def open_site(context: Context, config: Config) -> tuple[Site, int]:
     task, split = TypeAdapter(Task).dump_json(config.task), TypeAdapter(SplitConfig).dump_json(config.split)
     site = _open(folder, changed, task.decode(), split.decode(), config.seed)
     return site, here
+
+
+def note_fault(context: Context) -> None:
+    """Appends the exception being handled to the hospital's own log: its text may quote patient data, kept out of others."""
+    with suppress(ConsiliumError, OSError):
+        place = site_folder(context)[0] / OWN_FOLDER
+        place.mkdir(exist_ok=True)
+        with (place / FAULTS).open("a", encoding="utf-8") as file:
+            file.write(f"{datetime.now(UTC).isoformat()}\n{traceback.format_exc()}\n")

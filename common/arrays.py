@@ -74,7 +74,8 @@ def write_json(path: Path, value: object) -> None:
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], **metadata: str) -> None:
     """Writes arrays as safetensors, atomically."""
-    write_atomically(path, save({n: np.ascontiguousarray(a) for n, a in arrays.items()}, metadata=metadata))
+    # None instead of {}: with neither arrays nor metadata, safetensors writes a file that it cannot read.
+    write_atomically(path, save({n: np.asarray(a, order="C") for n, a in arrays.items()}, metadata=metadata or None))
 
 
 def read_arrays(path: Path) -> Arrays:

@@ -21,9 +21,9 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from common.errors import ConsiliumError, nearest
+from common.errors import ConsiliumError, keys_at, nearest
 from common.models.registry import architectures, fusions
-from common.task import STRICT, Task
+from common.task import STRICT, Kind, Task
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 
@@ -57,8 +57,8 @@ class ModelConfig:
         dropout: Share of features dropped while training.
     """
 
-    teachers: dict[str, tuple[str, ...]]
-    student: dict[str, str]
+    teachers: dict[Kind, tuple[str, ...]]
+    student: dict[Kind, str]
     width: int = Field(default=16, ge=1)
     fusion: str = "joint"
     dropout: float = Field(default=0.1, ge=0, lt=1)
@@ -143,11 +143,13 @@ class RefineConfig:
         rounds: Rounds at the sites; 0 leaves the phase out.
         epochs: Local epochs per round.
         training: Optimiser.
+        labels: Weight of the terms that need labels at the sites, whose labels the teachers have used already.
     """
 
     rounds: int = Field(default=5, ge=0)
     epochs: int = Field(default=1, ge=1)
     training: Training = field(default_factory=Training)
+    labels: float = Field(default=1.0, ge=0)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -213,7 +215,8 @@ def from_json(raw: dict[str, Any]) -> Config:
     try:
         config = TypeAdapter(Config).validate_python(raw)
     except ValidationError as error:
-        raise ConsiliumError("Configuration refused: " + "; ".join(_explain(e) for e in error.errors(include_url=False))) from None
+        faults = [_explain(e) for e in error.errors(include_url=False)]
+        raise ConsiliumError(f"Configuration refused: {'; '.join(faults)}") from None
     _check_names(config)
     return config
 
@@ -231,7 +234,10 @@ def load_config(experiment: str, overrides: str | Sequence[str] = ()) -> Config:
     known = [p.stem for p in (CONFIG_DIR / "experiment").glob("*.yaml")]
     if experiment not in known:
         raise ConsiliumError(f"Unknown experiment '{experiment}'{nearest(experiment, known)}")
-    words = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
+    try:
+        words = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
+    except ValueError as error:
+        raise ConsiliumError(f"The overrides cannot be split into words: {error}. Check their quotes.") from None
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
@@ -255,13 +261,14 @@ def _explain(error: Any) -> str:
 
 def _explain_hydra(error: Exception, words: Sequence[str]) -> str:
     """Returns one line on a Hydra error, naming the nearest valid key for an unknown override."""
-    text = " ".join(str(error).split("\n")[0].split())
+    text = " ".join(" ".join(str(error).split("\n")[:2]).split())
     for word in words:
         key = word.split("=", 1)[0].lstrip("+~")
         parts = key.split(".")
-        known = _keys_at(parts[:-1])
-        if key in text and known and parts[-1] not in known:
-            return f"unknown key '{key}' in override '{word}'{nearest(parts[-1], known)}"
+        for at, part in enumerate(parts):
+            known = _keys_at(parts[:at])
+            if key in text and known and part not in known:
+                return f"unknown key '{'.'.join(parts[: at + 1])}' in override '{word}'{nearest(part, known)}"
         options = [p.stem for p in (CONFIG_DIR / key).glob("*.yaml")]
         if f"'{key}/" in text and options:
             return f"unknown name in override '{word}'{nearest(word.split('=', 1)[1], options)}"
@@ -269,14 +276,8 @@ def _explain_hydra(error: Exception, words: Sequence[str]) -> str:
 
 
 def _keys_at(path: Sequence[str]) -> list[str]:
-    """Returns the valid keys below a path of the configuration's JSON Schema."""
-    schema = TypeAdapter(Config).json_schema()
-    node: dict[str, Any] = schema
-    for part in path:
-        node = node.get("properties", {}).get(part, node.get("additionalProperties") or {})
-        if "$ref" in node:
-            node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
-    return list(node.get("properties", {}))
+    """Returns the valid keys below a path of the configuration."""
+    return keys_at(TypeAdapter(Config).json_schema(), path)
 
 
 def _check_names(config: Config) -> None:
@@ -285,10 +286,21 @@ def _check_names(config: Config) -> None:
         raise ConsiliumError(f"Unknown fusion '{config.model.fusion}'{nearest(config.model.fusion, fusions())}")
     for kind in {m.kind for m in config.task.modalities.values()}:
         if kind not in config.model.teachers or kind not in config.model.student:
-            raise ConsiliumError(f"model.teachers and model.student name no architecture for modalities of kind '{kind}'. Add one.")
+            raise ConsiliumError(
+                f"model.teachers and model.student need an architecture for modalities of kind '{kind}'. Add it."
+            )
         for name in (*config.model.teachers[kind], config.model.student[kind]):
             if name not in architectures(kind):
                 raise ConsiliumError(f"Unknown architecture '{name}' for kind '{kind}'{nearest(name, architectures(kind))}")
+    named = {f"{n}-{a}" for n, m in config.task.modalities.items() for a in architectures(m.kind)}
+    named |= {"default"} | {a for kind in config.model.teachers for a in architectures(kind)}
+    for name in config.teach.training:
+        if name not in named:
+            raise ConsiliumError(f"Unknown group or architecture '{name}' in teach.training{nearest(name, named)}")
+    if "default" not in config.teach.training:
+        raise ConsiliumError("teach.training lacks 'default', the optimiser of every group that is not named. Add it.")
     held_back = config.split.meta + config.split.validation + config.split.test
     if held_back >= 1:
-        raise ConsiliumError(f"split.meta + split.validation + split.test = {held_back:g}: nothing is left to train on. Lower them.")
+        raise ConsiliumError(
+            f"split.meta + split.validation + split.test = {held_back:g}: nobody is left to train on. Lower them."
+        )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 
 class ConsiliumError(Exception):
@@ -25,3 +26,13 @@ def nearest(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.0)
     hint = f"; did you mean '{close[0]}'?" if close else "."
     return f"{hint} Known: {', '.join(names) or 'none'}"
+
+
+def keys_at(schema: Mapping[str, Any], path: Sequence[str]) -> list[str]:
+    """Returns the valid keys below a path of a JSON Schema, for :func:`nearest`; none where the path leads nowhere."""
+    node: Mapping[str, Any] = schema
+    for part in path:
+        node = node.get("properties", {}).get(part, node.get("additionalProperties") or {})
+        if "$ref" in node:
+            node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
+    return list(node.get("properties", {}))

@@ -1,7 +1,7 @@
 """Every message that crosses the wire, and its coding as a Flower ``RecordDict``.
 
-A message is a frozen dataclass. Fields annotated ``Arrays`` (name -> array) or ``dict[str, Arrays]`` travel as ``ArrayRecord``; all other
-fields travel as one JSON text. Handlers and phases never touch raw RecordDict keys.
+A message is a frozen dataclass. Fields annotated ``Arrays`` (name -> array) or ``dict[str, Arrays]`` travel as ``ArrayRecord``;
+all other fields travel as one JSON text. Handlers and phases never touch raw RecordDict keys.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Self, get_type_hints
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 Arrays = dict[str, NDArray[Any]]
 SCHEMA_VERSION = 1
@@ -71,9 +71,9 @@ class WireMessage:
             MessageError: If it is another message, another version, or does not fit the schema.
         """
         try:
-            envelope = json.loads(str(record["body"]["json"]))  # type: ignore[index, call-overload]
+            envelope = json.loads(str(record["body"]["json"]))
             body = envelope["body"]
-        except (KeyError, TypeError, ValueError):
+        except Exception:  # the other side may send anything
             raise MessageError(f"no readable body where a {cls.__name__} is expected") from None
         if envelope.get("message") != cls.__name__ or envelope.get("schema_version") != SCHEMA_VERSION:
             raise MessageError(f"not a {cls.__name__} of schema version {SCHEMA_VERSION}: update the older side")
@@ -85,8 +85,8 @@ class WireMessage:
                 elif _depth(cls, f.name) == 2:
                     values[f.name] = {k: _arrays(record[f"arrays/{f.name}/{k}"]) for k in body[f.name]}
                 else:
-                    values[f.name] = TypeAdapter(get_type_hints(cls)[f.name]).validate_python(body[f.name])
-        except (KeyError, TypeError, ValueError, ValidationError) as error:
+                    values[f.name] = _adapter(cls, f.name).validate_python(body[f.name])
+        except Exception as error:  # pydantic's and NumPy's readers raise many kinds, whose texts quote values
             raise MessageError(f"field '{f.name}' of {cls.__name__} does not fit its schema ({type(error).__name__})") from None
         return cls(**values)
 
@@ -105,20 +105,33 @@ class WireMessage:
 
 
 @cache
+def _hints(cls: type[WireMessage]) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+@cache
 def _depth(cls: type[WireMessage], name: str) -> int:
     """Returns 1 for a field of arrays, 2 for a mapping to arrays, 0 for JSON."""
-    hint = get_type_hints(cls)[name]
+    hint = _hints(cls)[name]
     return 1 if hint == Arrays else 2 if hint == dict[str, Arrays] else 0
 
 
+@cache
+def _adapter(cls: type[WireMessage], name: str) -> TypeAdapter[Any]:
+    return TypeAdapter(_hints(cls)[name])
+
+
 def _array_record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
-    return ArrayRecord({name: Array(np.ascontiguousarray(a)) for name, a in arrays.items()})
+    return ArrayRecord({name: Array(np.asarray(a, order="C")) for name, a in arrays.items()})
 
 
 def _arrays(record: Any) -> Arrays:
     if not isinstance(record, ArrayRecord):
         raise TypeError("no arrays")
-    return {name: array.numpy() for name, array in record.items()}
+    arrays = {name: array.numpy() for name, array in record.items()}
+    if not all(isinstance(a, np.ndarray) and a.dtype.kind in "fiub" for a in arrays.values()):
+        raise TypeError("no numbers")
+    return arrays
 
 
 @dataclass(frozen=True)
@@ -275,7 +288,7 @@ class EvaluateReply(WireMessage):
 
     Attributes:
         site: Its name.
-        rows: ``{"model", "pattern", "metric", "value", "n"}``; cells with fewer visits or events than the site allows are left out.
+        rows: ``{"model", "pattern", "metric", "value", "n"}``; cells with fewer visits or events than the site allows are absent.
         withheld: Number of cells left out.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable
 from dataclasses import field
 from typing import Literal
@@ -13,6 +14,8 @@ from pydantic.dataclasses import dataclass
 Kind = Literal["image", "series", "text", "table"]
 TaskType = Literal["binary", "multilabel", "multiclass"]
 STRICT = ConfigDict(extra="forbid")
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+RESERVED = {"all", "fusion"}  # the pattern of whatever is present; the student's common block
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -79,8 +82,14 @@ class Task:
             raise ValueError("a binary task has exactly one output")
         if self.type == "multiclass" and len(self.outputs) < 2:
             raise ValueError("a multiclass task needs at least two outputs")
+        if len(set(self.outputs)) < len(self.outputs):
+            raise ValueError("an output is named twice")
         if not self.modalities:
             raise ValueError("a task needs at least one modality")
+        for name in self.modalities:
+            if not NAME.fullmatch(name) or name in RESERVED:
+                rule = "letters, digits, '_' and '-', a letter first, neither 'all' nor 'fusion'"
+                raise ValueError(f"'{name}' is no name for a modality: {rule}")
         return self
 
     @property

@@ -9,6 +9,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from common.config import load_config
+from common.errors import ConsiliumError
 from server.phases.distill import distill
 from server.phases.enrol import enrol, roll_call
 from server.phases.evaluate import evaluate
@@ -26,8 +27,8 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Runs or resumes the five phases.
 
-    Run-config: ``experiment`` (a file of ``configs/experiment``), ``overrides`` (Hydra overrides), ``run-dir`` (absolute; a new one by
-    default) and ``resume`` (continue the run that ``run-dir`` holds).
+    Run-config: ``experiment`` (a file of ``configs/experiment``), ``overrides`` (Hydra overrides), ``run-dir`` (absolute; a new
+    one by default) and ``resume`` (continue the run that ``run-dir`` holds).
 
     Raises:
         ConsiliumError: If the configuration is refused; nothing has been started then.
@@ -36,7 +37,7 @@ def main(grid: Grid, context: Context) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     wanted = str(context.run_config.get("run-dir", ""))
     if context.run_config.get("resume"):
-        run = open_run(grid, Path(wanted), None)
+        run = open_run(grid, Path(wanted).resolve(), None)
     else:
         config = load_config(str(context.run_config["experiment"]), str(context.run_config.get("overrides", "")))
         run = open_run(grid, Path(wanted).resolve() if wanted else default_folder(config.name), config)
@@ -57,6 +58,7 @@ def play(run: Run) -> None:
         while run.state.phase in PHASES:
             PHASES[run.state.phase](run)
     except Exception as error:
-        run.fail(str(error) if isinstance(error, RunFailed) else f"{type(error).__name__} in the server; its log holds more")
+        told = isinstance(error, (RunFailed, ConsiliumError))
+        run.fail(str(error) if told else f"{type(error).__name__} in the server; its log holds more")
         raise
     run.record.event("finished", folder=str(run.folder))

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from common.arrays import Arrays, read_arrays, write_arrays, write_json
 from common.errors import ConsiliumError
+from common.models.ensemble import GROUP_SEPARATOR
 
 Phase = Literal["enrolling", "teaching", "distilling", "refining", "evaluating", "finished", "failed"]
 STATE_FILE = "state.json"
@@ -42,7 +43,10 @@ class PlainState:
     Attributes:
         phase: Where the run stands.
         round: Next round within the phase, from 0.
-        reason: Why it failed.
+        reason: Why it failed, if it did.
+        failed_in: Phase in which it failed, and which ``resume`` takes up.
+        nodes: Flower nodes that were asked to enrol.
+        reference: Visits of the reference set.
         sites: Site -> what it enrolled with.
         prior: Log-odds of the outputs (log class shares for multi-class), [C].
         best: ``teach`` group or ``student`` -> lowest validation loss so far.
@@ -56,6 +60,9 @@ class PlainState:
     phase: Phase = "enrolling"
     round: int = 0
     reason: str | None = None
+    failed_in: Phase | None = None
+    nodes: int = 0
+    reference: int = 0
     sites: dict[str, Enrolled] = field(default_factory=dict)
     prior: list[float] = field(default_factory=list)
     best: dict[str, float] = field(default_factory=dict)
@@ -71,8 +78,8 @@ class RunState(PlainState):
     """Everything that a run needs to go on.
 
     Attributes:
-        arrays: Name -> arrays: ``teacher:<group>``, ``best:<group>``, ``standardisation:<modality>``, ``student``, ``best:student``,
-            ``consilium``, ``omega-adam``, ``calibration-adam``.
+        arrays: Name -> arrays: ``teacher:<group>``, ``best:<group>``, ``standardisation:<modality>``, ``student``, ``consilium``,
+            ``best:student``, ``best:consilium``, ``omega-adam``.
     """
 
     arrays: dict[str, Arrays] = field(default_factory=dict)
@@ -81,6 +88,11 @@ class RunState(PlainState):
         """Returns group -> the sites that train it."""
         names = sorted({g for s in self.sites.values() for g in s.groups})
         return {g: sorted(n for n, s in self.sites.items() if g in s.groups) for g in names}
+
+    def modality_sites(self) -> dict[str, list[str]]:
+        """Returns modality -> the sites that train a teacher of it."""
+        held = {n: {g.split(GROUP_SEPARATOR)[0] for g in s.groups} for n, s in self.sites.items()}
+        return {m: sorted(n for n, mine in held.items() if m in mine) for m in sorted(set().union(*held.values()))}
 
     def teachers(self) -> dict[str, Arrays]:
         """Returns group -> the parameters of the best validated round, or the latest where no site validates."""
@@ -91,10 +103,6 @@ class RunState(PlainState):
         """Returns modality -> pooled moments."""
         prefix = "standardisation:"
         return {n.removeprefix(prefix): a for n, a in self.arrays.items() if n.startswith(prefix)}
-
-    def ended(self) -> bool:
-        """Returns whether there is nothing left to do."""
-        return self.phase in ("finished", "failed")
 
 
 def save(run_dir: Path, state: RunState) -> None:
@@ -109,6 +117,18 @@ def save(run_dir: Path, state: RunState) -> None:
     for old in folder.glob("*.safetensors"):
         if old.name != name:
             old.unlink()
+
+
+def mark_failed(run_dir: Path, reason: str) -> None:
+    """Notes on disk that the run failed.
+
+    All else stays as the last transition left it: what was done of the next one must not be done twice when the run is resumed.
+    """
+    file = run_dir / STATE_FILE
+    raw = json.loads(file.read_text(encoding="utf-8"))
+    if raw["phase"] != "failed":
+        raw |= {"phase": "failed", "failed_in": raw["phase"]}
+    write_json(file, {**raw, "reason": reason})
 
 
 def load(run_dir: Path) -> RunState:
@@ -126,8 +146,8 @@ def load(run_dir: Path) -> RunState:
         state = RunState(**vars(TypeAdapter(PlainState).validate_python(raw)))
     except Exception as error:
         raise ConsiliumError(
-            f"The state of the run at {run_dir} cannot be read ({type(error).__name__}). Restore {STATE_FILE} and {FOLDER}/ from a "
-            "backup, or start a new run."
+            f"The state of the run at {run_dir} cannot be read ({type(error).__name__}). Restore {STATE_FILE} and {FOLDER}/ "
+            "from a backup, or start a new run."
         ) from None
     for name, array in flat.items():
         group, key = name.split("|", 1)

@@ -68,7 +68,7 @@ def distil(config: Config, reference: Cohort, ensembles: Ensembles, prior: Tenso
         if config.weights.estimator == "lookahead":
             adam = learn_weights(config, student, reference, ensembles, calibration, progress)
             calibration = recalibrated(config, reference, ensembles, student.omega, calibration)
-    train, validation = _training_part(config, reference), reference.part("validation")
+    train, validation = training_part(config, reference), reference.part("validation")
     fit = train_student(
         student,
         train,
@@ -107,7 +107,7 @@ def learn_weights(
     teachings: list[Teaching | None] = [teach_cohort(ensembles, train, calibration) for train, _ in folds]
     adam = OmegaAdam(student.omega, config.weights.rho)
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "weights"))
-    for step in range(config.weights.steps):
+    for step in range(config.weights.steps if folds else 0):
         gradients = []
         for k, (shadow, teaching, (train, meta)) in enumerate(zip(shadows, teachings, folds, strict=True)):
             seed = derive_seed(config.seed, "weights", step, k)
@@ -120,7 +120,7 @@ def learn_weights(
     return adam.state()
 
 
-def _training_part(config: Config, reference: Cohort) -> Cohort:
+def training_part(config: Config, reference: Cohort) -> Cohort:
     """Returns whom the student learns from: meta patients too, once they have been used by cross-fitting or by nobody."""
     return reference.part("train") if _own_meta(config, reference) else reference.part("train", "meta")
 

@@ -19,6 +19,9 @@ class Record:
     def __init__(self, run_dir: Path) -> None:
         """Args: the run directory, which exists."""
         self.path = run_dir / FILE_NAME
+        if self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("\n")  # the server was killed while it wrote: what follows must not hang on to the torn line
 
     def event(self, kind: str, **fields: Any) -> None:
         """Appends one event: on disk before this returns, and one structured line in the log.
@@ -27,7 +30,8 @@ class Record:
             kind: Kind of event.
             **fields: JSON values; no patient data.
         """
-        line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": kind, **fields}, allow_nan=False)
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = json.dumps({"time": now, "event": kind, **fields}, allow_nan=False)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
             file.flush()
@@ -35,7 +39,7 @@ class Record:
         log.info("%s %s", kind, " ".join(f"{k}={_short(v)}" for k, v in fields.items()))
 
     def events(self, kind: str | None = None) -> list[dict[str, Any]]:
-        """Returns the events of a kind, or all; a half-written last line (the server was killed) is ignored."""
+        """Returns the events of a kind, or all; a half-written line (the server was killed) is ignored."""
         found = []
         for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []:
             try:

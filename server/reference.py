@@ -8,7 +8,7 @@ from pathlib import Path
 from common.config import Config, SplitConfig
 from common.data.cohort import Cohort
 from common.data.folder import open_cohort
-from common.data.manifest import FILE_NAME, load_manifest
+from common.data.manifest import FILE_NAME, REFERENCE_FOLDER, load_manifest
 from common.learning.loop import derive_seed
 
 
@@ -21,7 +21,7 @@ def open_reference(config: Config) -> Cohort | None:
         return None
     place = os.environ.get("CONSILIUM_REFERENCE")
     sites = os.environ.get("CONSILIUM_SITES")
-    folder = Path(place) if place else Path(sites) / "reference" if sites else None
+    folder = Path(place) if place else Path(sites) / REFERENCE_FOLDER if sites else None
     if folder is None or (not place and not (folder / FILE_NAME).is_file()):
         return None
     manifest = load_manifest(folder)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from common.config import FederationConfig
@@ -16,6 +16,7 @@ from server.record import Record
 
 R = TypeVar("R", bound=WireMessage)
 Gate = Callable[[str, R], str | None]
+NODE = "node:"
 
 
 class RunFailed(Exception):
@@ -30,9 +31,8 @@ class Council:
         grid: Flower's grid.
         record: Record of the run.
         config: Deadline and polling.
-        nodes: Site (or, while enrolling, ``node-<id>``) -> Flower node.
+        nodes: Site (or, while enrolling, ``node:<id>``, which is no valid name of a site) -> Flower node.
         traffic: Site -> phase -> [bytes sent to it, bytes received from it]; shared with the run's state.
-        poll: Seconds between two looks.
     """
 
     grid: Grid
@@ -42,13 +42,28 @@ class Council:
     traffic: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     _in_flight: dict[str, str] = field(default_factory=dict)
 
+    def connected(self, seconds: float) -> list[int]:
+        """Returns the nodes that are there once no more turn up: Flower's simulation adds them while the ServerApp runs already.
+
+        Args:
+            seconds: How long to wait for the first.
+        """
+        deadline = time.monotonic() + seconds
+        before: set[int] = set()
+        while True:
+            now = set(self.grid.get_node_ids())
+            if (now and now == before) or time.monotonic() >= deadline:
+                return sorted(now)
+            before = now
+            time.sleep(self.config.poll)
+
     def ask(
         self, kind: str, requests: Mapping[str, WireMessage], reply: type[R], *, round: int = 0, gate: Gate[R] | None = None
     ) -> dict[str, R]:
         """Asks sites and returns the replies that passed, in the order of the sites' names.
 
-        A site that is still busy with an earlier message, is offline, is late, answers with an error, or whose reply does not pass is
-        left out, with the reason in the record.
+        A site that is still busy with an earlier message, is offline, is late, answers with an error, or whose reply does not
+        pass is left out, with the reason in the record.
 
         Args:
             kind: Flower message type, like ``train.teach``.
@@ -58,6 +73,7 @@ class Council:
             gate: From site and reply to the reason for which it is refused, or None.
         """
         started = time.monotonic()
+        self._pull()  # answers that came between two rounds free their sites
         left_out: dict[str, str] = {}
         sent = self._send(kind, requests, round, left_out)
         accepted: dict[str, R] = {}
@@ -83,46 +99,52 @@ class Council:
         """Sends the requests; returns message id -> site."""
         online = set(self.grid.get_node_ids())
         busy = set(self._in_flight.values())
-        messages: list[Message] = []
-        sites: list[str] = []
+        sent: dict[str, str] = {}
         for site in sorted(requests):
+            node = self.nodes.get(site)
             if site in busy:
                 left_out[site] = "it is still busy with an earlier message"
-            elif self.nodes[site] not in online:
+                continue
+            if node is None or node not in online:
                 left_out[site] = "it is offline"
-            else:
-                content = requests[site].to_record()
-                messages.append(Message(content, dst_node_id=self.nodes[site], message_type=kind, group_id=f"{kind}/{round}"))
-                sites.append(site)
-        sent: dict[str, str] = {}
-        for site, message_id in zip(sites, self.grid.push_messages(messages), strict=True):
+                continue
+            message = Message(requests[site].to_record(), dst_node_id=node, message_type=kind, group_id=f"{kind}/{round}")
+            # One by one: of several, Flower's grids may leave out those that they refuse, without saying which.
+            message_id = next(iter(self.grid.push_messages([message])), None)
             if not message_id:
                 left_out[site] = "the message could not be sent"
                 continue
             sent[message_id] = site
+            self._in_flight[message_id] = site
             self._count(site, kind, 0, requests[site].bytes())
-        self._in_flight.update(sent)
         return sent
 
     def _collect(self, sent: Mapping[str, str], deadline: float) -> list[tuple[str, Message]]:
-        """Waits for the replies to the messages sent now; a late reply to an earlier one only frees its site."""
+        """Waits for the replies to the messages sent now."""
         replies: list[tuple[str, Message]] = []
         waiting = set(sent)
         while waiting:
-            for message in self.grid.pull_messages(list(self._in_flight)):
-                answered = message.metadata.reply_to_message_id
-                site = self._in_flight.pop(answered, None)
-                if site is None:
-                    self.record.event("ignored", reason="a second answer to the same message")
-                elif answered in waiting:
-                    waiting.discard(answered)
-                    replies.append((site, message))
-                else:
-                    self.record.event("ignored", site=site, reason="an answer after the deadline")
+            for message_id, message in self._pull(waiting):
+                waiting.discard(message_id)
+                replies.append((sent[message_id], message))
             if not waiting or time.monotonic() >= deadline:
                 break
             time.sleep(self.config.poll)
         return replies
+
+    def _pull(self, waiting: Collection[str] = ()) -> list[tuple[str, Message]]:
+        """Returns (message id, reply) to the messages waited for; a late reply to an earlier one only frees its site."""
+        wanted: list[tuple[str, Message]] = []
+        for message in self.grid.pull_messages(list(self._in_flight)) if self._in_flight else ():
+            answered = message.metadata.reply_to_message_id
+            site = self._in_flight.pop(answered, None)
+            if site is None:
+                self.record.event("ignored", reason="a second answer to the same message")
+            elif answered in waiting:
+                wanted.append((answered, message))
+            else:
+                self.record.event("ignored", site=site, reason="an answer after the deadline")
+        return wanted
 
     def _read(
         self, kind: str, site: str, message: Message, reply: type[R], gate: Gate[R] | None, accepted: dict[str, R]
@@ -130,16 +152,17 @@ class Council:
         """Decodes and gates a reply into ``accepted``, or returns why it is left out."""
         if message.has_error():
             return f"it answered with an error: {_error_text(message)}"
-        content: RecordDict = message.content
         try:
-            decoded = reply.from_record(content)
+            decoded = reply.from_record(message.content)
         except MessageError as error:
             return f"its answer cannot be read: {error}"
         self._count(site, kind, 1, decoded.bytes())
-        claimed = getattr(decoded, "site", site)
-        if not site.startswith("node-") and claimed != site:
+        if not site.startswith(NODE) and getattr(decoded, "site", site) != site:
             return "it answered under another site's name"
-        reason = gate(site, decoded) if gate else None
+        try:
+            reason = gate(site, decoded) if gate else None
+        except Exception as error:  # whatever a site sends, it must not end the run of the others
+            reason = f"its answer does not hold what it should ({type(error).__name__})"
         if reason is None:
             accepted[site] = decoded
         return reason
@@ -148,9 +171,18 @@ class Council:
         self.traffic.setdefault(site, {}).setdefault(kind.split(".")[1], [0, 0])[way] += size
 
 
-def quorum_reached(answered: int, members: int, share: float) -> bool:
-    """Returns whether enough of a group's sites answered: at least one, and at least the share."""
-    return answered >= 1 and answered >= share * members
+def require_quorum(what: str, round: int, members: Collection[str], answered: Collection[str], share: float) -> None:
+    """Checks that enough of a group's sites answered: at least one, and at least the share.
+
+    Raises:
+        RunFailed: If they did not.
+    """
+    here = len(set(members) & set(answered))
+    if here < 1 or here < share * len(members):
+        raise RunFailed(
+            f"{what} lost its quorum in round {round}: {here} of {len(members)} sites answered, federation.quorum = {share:g}. "
+            "See left_out in events.jsonl, mend those sites, and resume the run."
+        )
 
 
 def round_seconds(started: float) -> float:
@@ -159,6 +191,6 @@ def round_seconds(started: float) -> float:
 
 
 def _error_text(message: Message) -> str:
-    """Returns the first line of what the site says went wrong."""
+    """Returns the last line of what the site says went wrong: of a traceback, the exception."""
     reason = (message.error.reason or f"code {message.error.code}").strip()
     return reason.splitlines()[-1][:500]

@@ -60,8 +60,19 @@ class Run:
 
     @cached_property
     def raw_reference(self) -> Cohort | None:
-        """The reference set, raw."""
-        return open_reference(self.config)
+        """The reference set, raw.
+
+        Raises:
+            ConsiliumError: If it is not the one that the run was started with, most often because the server does not find it.
+        """
+        found = open_reference(self.config)
+        visits = 0 if found is None else len(found)
+        if self.state.phase != "enrolling" and visits != self.state.reference:
+            raise ConsiliumError(
+                f"The run was started with a reference set of {self.state.reference} visits, now there are {visits}. Let "
+                "CONSILIUM_SITES or CONSILIUM_REFERENCE name the same one where the server is started, then resume again."
+            )
+        return found
 
     @cached_property
     def reference(self) -> Cohort | None:
@@ -101,8 +112,7 @@ class Run:
     def fail(self, reason: str) -> None:
         """Ends the run as failed; everything so far is on disk, and ``resume`` takes up the phase that failed."""
         self.record.event("failed", phase=self.state.phase, round=self.state.round, reason=reason)
-        self.state.reason = reason
-        checkpoint.save(self.folder, self.state)
+        checkpoint.mark_failed(self.folder, reason)
 
     def note_weights(self, step: int, omega: Tensor) -> None:
         """Keeps omega and w of a step."""
@@ -142,10 +152,14 @@ def open_run(grid: Grid, folder: Path, config: Config | None) -> Run:
     Raises:
         ConsiliumError: If there is no run to open, or a run to start lies there already.
     """
+    torch.set_num_threads(1)  # more threads add up in another order, and a resumed run would end with another student
     existing = (folder / checkpoint.STATE_FILE).is_file()
     if config is None:
         state = checkpoint.load(folder)
         config = read_config(folder)
+        if state.failed_in is not None:
+            state.phase, state.failed_in, state.reason = state.failed_in, None, None
+            checkpoint.save(folder, state)
     elif existing:
         raise ConsiliumError(f"{folder} already holds a run. Continue it with: consilium-server resume {folder}")
     else:
@@ -165,11 +179,19 @@ def open_run(grid: Grid, folder: Path, config: Config | None) -> Run:
 
 
 def read_config(folder: Path) -> Config:
-    """Returns the configuration recorded with a run."""
+    """Returns the configuration recorded with a run.
+
+    Raises:
+        ConsiliumError: If there is none, it is damaged, or this version does not understand it.
+    """
     file = folder / CONFIG_FILE
     if not file.is_file():
         raise ConsiliumError(f"No run at {folder}: {CONFIG_FILE} is missing. Name a run directory, like runs/demo/<time>.")
-    return from_json(json.loads(file.read_text(encoding="utf-8")))
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        raise ConsiliumError(f"{file} is damaged. Restore it from a backup, or start a new run.") from None
+    return from_json(raw)
 
 
 def default_folder(name: str) -> Path:

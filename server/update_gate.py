@@ -27,16 +27,24 @@ def fault(update: Mapping[str, Arrays], expected: Mapping[str, Arrays], counts: 
             sent = expected[name][key]
             if array.shape != sent.shape or array.dtype != sent.dtype:
                 return f"'{key}' of '{name}' is {array.dtype} {array.shape}, {sent.dtype} {sent.shape} was sent"
-            if not np.isfinite(array).all():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
                 return f"'{key}' of '{name}' holds NaN or infinity"
         if counts.get(name, 0) < least:
             return f"'{name}' rests on {counts.get(name, 0)} training visits, fewer than federation.min_patients = {least}"
     return None
 
 
-def not_finite(**values: float | None) -> str | None:
+def score_fault(scores: Mapping[str, tuple[float, int]]) -> str | None:
+    """Returns why validation losses (what was validated -> mean loss, visits) are refused, or None."""
+    for name, (_, visits) in scores.items():
+        if visits < 1:
+            return f"its validation loss of '{name}' rests on {visits} visits"
+    return not_finite({f"validation loss of '{name}'": loss for name, (loss, _) in scores.items()})
+
+
+def not_finite(values: Mapping[str, float]) -> str | None:
     """Returns the reason if a number is NaN or infinite, or None."""
     for name, value in values.items():
-        if value is not None and not np.isfinite(value):
+        if not np.isfinite(value):
             return f"its {name} is NaN or infinite"
     return None

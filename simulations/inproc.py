@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,9 +13,11 @@ from typing import Any
 import torch
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.supercore.run import Run as FlowerRun
 from flwr.serverapp import Grid
+from flwr.supercore.run import Run as FlowerRun
 from flwr.supercore.task_identity import TaskIdentity
+
+from common.data.manifest import hospital_folders
 
 APP_RAISED = 2
 
@@ -27,7 +30,11 @@ class InProcessGrid(Grid):
         self._app = client_app
         self._contexts = {
             i + 1: Context(
-                run_id=1, node_id=i + 1, node_config={"partition-id": i, "num-partitions": nodes}, state=RecordDict(), run_config={}
+                run_id=1,
+                node_id=i + 1,
+                node_config={"partition-id": i, "num-partitions": nodes},
+                state=RecordDict(),
+                run_config={},
             )
             for i in range(nodes)
         }
@@ -106,10 +113,7 @@ def run_inproc(
         ConsiliumError: If the configuration is refused.
         RunFailed: If the run fails.
     """
-    import shlex
-
     from client.app import app as client_app
-    from client.site import hospital_folders
     from server.app import app as server_app
 
     TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1

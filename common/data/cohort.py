@@ -19,7 +19,7 @@ SPLITS = ("train", "meta", "validation", "test")
 
 @dataclass(frozen=True)
 class Finding:
-    """A fault of the hospital's files: the patient table, its row (the first is 2, under the header), the column and the cause."""
+    """A fault of the hospital's files: patient table, row (the first is 2, under the header), column and cause."""
 
     file: str
     row: int

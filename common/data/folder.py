@@ -15,7 +15,7 @@ from torch import Tensor
 from common.config import SplitConfig
 from common.data.cohort import SPLITS, Cohort, Finding
 from common.data.ingest import Frames, IngestError, reader
-from common.data.ingest.frames import numbers, read_frame
+from common.data.ingest.frames import inside, numbers, read_frame, texts
 from common.data.manifest import Manifest, Source, check_against_task
 from common.data.standardise import table_columns
 from common.errors import ConsiliumError
@@ -36,12 +36,16 @@ def open_cohort(folder: Path, manifest: Manifest, task: Task, split: SplitConfig
         The raw cohort; visits with a fault, or with no modality at all, are left out and named in ``findings``.
 
     Raises:
-        ConsiliumError: If the manifest does not fit the task, the patient table cannot be used, or more rows than the site's limit
-            have a fault.
+        ConsiliumError: If the manifest does not fit the task, the patient table cannot be used, or more rows have a fault than
+            the site's limit allows.
     """
     check_against_task(manifest, task)
     table = _patient_table(folder, manifest)
-    findings: list[Finding] = []
+    findings = [
+        Finding(manifest.patients, int(row) + 2, column, "the cell is empty")
+        for column in (manifest.patient, manifest.visit)
+        for row in np.flatnonzero(table[column].isna())
+    ]
     labels = _labels(table, manifest, task, findings)
     values = {m: _read(folder, manifest, m, task, table, findings) for m in task.modalities}
     bad = {f.row - 2 for f in findings}
@@ -53,7 +57,7 @@ def open_cohort(folder: Path, manifest: Manifest, task: Task, split: SplitConfig
         )
     present = np.stack([[row in values[m] for m in task.modalities] for row in range(len(table))])
     keep = np.array([row not in bad and bool(present[row].any()) for row in range(len(table))])
-    patient, _ = pd.factorize(table[manifest.patient].astype(str))
+    patient, _ = pd.factorize(texts(table[manifest.patient]))
     cohort = Cohort(
         task=task,
         inputs={m: _stack(values[m], len(table), task.modalities[m]) for m in task.modalities},
@@ -69,22 +73,21 @@ def open_cohort(folder: Path, manifest: Manifest, task: Task, split: SplitConfig
 
 
 def _patient_table(folder: Path, manifest: Manifest) -> pd.DataFrame:
-    path = folder / manifest.patients
-    if not path.is_file():
-        raise ConsiliumError(f"Site '{manifest.site}': the patient table {path} does not exist. Correct 'patients' in the manifest.")
+    where = f"Site '{manifest.site}': patient table '{manifest.patients}'"
     try:
-        table = read_frame(path)
+        table = read_frame(inside(folder, manifest.patients))
     except IngestError as error:
-        raise ConsiliumError(f"Site '{manifest.site}': patient table {path}: {error}.") from None
-    pointers = [s.column for s in manifest.modalities.values() if s.column is not None]
-    needed = [manifest.patient, manifest.visit, *manifest.labels.values(), *pointers, *([manifest.split] if manifest.split else [])]
+        raise ConsiliumError(f"{where}: {error}. Correct the file, or 'patients' in the manifest.") from None
+    needed = [manifest.patient, manifest.visit, *manifest.labels.values(), *([manifest.split] if manifest.split else [])]
+    for source in manifest.modalities.values():
+        needed += [source.column] if source.column else [v.column for v in source.variables.values()]
     absent = [c for c in needed if c not in table]
     if absent:
-        raise ConsiliumError(f"Site '{manifest.site}': patient table {path} lacks column(s) {', '.join(absent)}. Correct the manifest.")
+        raise ConsiliumError(f"{where} lacks column(s) {', '.join(absent)}. Correct the manifest.")
     if table.empty:
-        raise ConsiliumError(f"Site '{manifest.site}': patient table {path} has no rows.")
-    if table[manifest.visit].astype(str).duplicated().any():
-        raise ConsiliumError(f"Site '{manifest.site}': column '{manifest.visit}' of {path} names a visit twice. One row per visit.")
+        raise ConsiliumError(f"{where} has no rows. Write one per visit.")
+    if texts(table[manifest.visit]).dropna().duplicated().any():
+        raise ConsiliumError(f"{where} names a visit twice in column '{manifest.visit}'. Write one row per visit.")
     return table
 
 
@@ -94,17 +97,20 @@ def _labels(table: pd.DataFrame, manifest: Manifest, task: Task, findings: list[
         return np.zeros(len(table) if task.type == "multiclass" else (len(table), len(task.outputs)))
     absent = [c for c in task.label_columns if c not in manifest.labels]
     if absent:
-        raise ConsiliumError(f"Site '{manifest.site}': the manifest's 'labels' lack {', '.join(absent)}. Add them, or leave labels out.")
-    columns = []
+        raise ConsiliumError(
+            f"Site '{manifest.site}': the manifest's 'labels' lack {', '.join(absent)}. Add them, or leave 'labels' out."
+        )
+    columns: list[NDArray[np.float64]] = []
     for name in task.label_columns:
         column = manifest.labels[name]
         if task.type == "multiclass":
-            values = table[column].map(lambda v: task.outputs.index(str(v)) if str(v) in task.outputs else np.nan).astype("float64")
+            values = np.asarray(texts(table[column]).map({o: float(i) for i, o in enumerate(task.outputs)}), dtype=np.float64)
         else:
-            values = numbers(table, column).where(lambda v: v.isin([0, 1]))
-        for row in np.flatnonzero(values.isna()):
+            values, _ = numbers(table, column)
+            values = np.where(np.isin(values, (0, 1)), values, np.nan)
+        for row in np.flatnonzero(np.isnan(values)):
             findings.append(Finding(manifest.patients, int(row) + 2, column, f"the label of '{name}' is empty or invalid"))
-        columns.append(values.to_numpy())
+        columns.append(values)
     return columns[0] if task.type == "multiclass" else np.stack(columns, axis=1)
 
 
@@ -118,7 +124,7 @@ def _read(
     if source.column is None:
         source = replace(source, key=manifest.visit)
     read = reader(folder, source, task.modalities[name], Frames())
-    visits = table[manifest.visit].astype(str)
+    visits = texts(table[manifest.visit])
     cells = table[source.column] if source.column else _inline_cells(table, manifest, source)
     values: dict[int, NDArray[np.generic]] = {}
     for row, (cell, visit) in enumerate(zip(cells, visits, strict=True)):
@@ -126,7 +132,7 @@ def _read(
             continue
         at = source.column or "variables"
         try:
-            values[row] = read(str(cell), visit)
+            values[row] = read(str(cell), str(visit))
         except IngestError as error:
             findings.append(Finding(manifest.patients, row + 2, at, str(error)))
     return values
@@ -134,7 +140,7 @@ def _read(
 
 def _inline_cells(table: pd.DataFrame, manifest: Manifest, source: Source) -> pd.Series:
     """Returns the patient table's own name where any of a table's variables is filled in the row, else an empty cell."""
-    columns = [v.column for v in source.variables.values() if v.column in table]
+    columns = [v.column for v in source.variables.values()]
     return table[columns].notna().any(axis=1).map({True: manifest.patients, False: None})
 
 
@@ -160,8 +166,13 @@ def _split(cohort: Cohort, table: pd.DataFrame, manifest: Manifest, split: Split
         named = table[manifest.split].astype(str).to_numpy()[cohort.row]
         if not set(named) <= set(SPLITS):
             raise ConsiliumError(f"Site '{manifest.site}': column '{manifest.split}' may hold only {', '.join(SPLITS)}.")
+        if (pd.Series(named).groupby(cohort.patient).nunique() > 1).any():
+            raise ConsiliumError(
+                f"Site '{manifest.site}': column '{manifest.split}' puts visits of one patient into different splits. Split "
+                "patients, never visits."
+            )
         return named.astype("<U10")
-    names = table[manifest.patient].astype(str).to_numpy()[cohort.row]
+    names = texts(table[manifest.patient]).to_numpy()[cohort.row]
     event = (cohort.labels if cohort.labels.ndim == 1 else cohort.labels.amax(1)).numpy()
     worst = pd.Series(event).groupby(names).max()
     order = sorted(worst.index, key=lambda p: hashlib.sha256(f"{seed}/{manifest.site}/{p}".encode()).digest())

@@ -24,16 +24,17 @@ from __future__ import annotations
 
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from common.errors import ConsiliumError, nearest
+from common.errors import ConsiliumError, keys_at, nearest
 from common.task import STRICT, Kind, Task
 
 FILE_NAME = "manifest.yaml"
+REFERENCE_FOLDER = "reference"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -120,6 +121,11 @@ class Manifest:
     schema_version: Literal[1] = 1
 
 
+def hospital_folders(sites: Path) -> list[Path]:
+    """Returns the hospitals' folders of a sites folder, in the order of their names: node i of a simulation is the i-th."""
+    return sorted(p.parent for p in sites.glob(f"*/{FILE_NAME}") if p.parent.name != REFERENCE_FOLDER)
+
+
 def load_manifest(path: Path) -> Manifest:
     """Reads and checks a manifest.
 
@@ -139,10 +145,17 @@ def load_manifest(path: Path) -> Manifest:
     try:
         return TypeAdapter(Manifest).validate_python(raw)
     except ValidationError as error:
-        faults = [
-            f"{'.'.join(map(str, e['loc'])) or 'manifest'}: {e['msg']}" for e in error.errors(include_input=False, include_url=False)
-        ]
+        faults = [_explain(e) for e in error.errors(include_input=False, include_url=False)]
         raise ConsiliumError(f"{file} does not fit the manifest format: {'; '.join(faults)}.") from None
+
+
+def _explain(error: Any) -> str:
+    """Returns one line on a pydantic error, with the nearest valid key for an unknown one."""
+    path = [str(p) for p in error["loc"]]
+    where = ".".join(path) or "manifest"
+    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"unknown key '{where}'{nearest(path[-1], keys_at(TypeAdapter(Manifest).json_schema(), path[:-1]))}"
+    return f"{where}: {error['msg']}"
 
 
 def check_against_task(manifest: Manifest, task: Task) -> None:
@@ -163,6 +176,8 @@ def check_against_task(manifest: Manifest, task: Task) -> None:
             raise ConsiliumError(f"{where}: modality '{name}' is of kind '{source.kind}', the task needs '{modality.kind}'.")
         if source.column is None and source.kind != "table":
             raise ConsiliumError(f"{where}: modality '{name}' needs 'column', the patient-table column that points at its files.")
+        if source.kind in ("table", "series") and not source.variables:
+            raise ConsiliumError(f"{where}: modality '{name}' needs 'variables', at least one of {', '.join(modality.features)}.")
         for feature, variable in source.variables.items():
             if feature not in modality.features:
                 raise ConsiliumError(f"{where}: '{name}' has no variable '{feature}'{nearest(feature, modality.features)}")
@@ -174,4 +189,5 @@ def check_against_task(manifest: Manifest, task: Task) -> None:
                 )
             for code in variable.codes.values():
                 if code not in wanted.codes:
-                    raise ConsiliumError(f"{where}: '{name}.{feature}' maps to unknown category '{code}'{nearest(code, wanted.codes)}")
+                    fault = f"'{name}.{feature}' maps to unknown category '{code}'"
+                    raise ConsiliumError(f"{where}: {fault}{nearest(code, wanted.codes)}")

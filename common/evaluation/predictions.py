@@ -71,8 +71,9 @@ def predict_patterns(cohort: Cohort, speakers: Sequence[Speaker]) -> pd.DataFram
     """Predicts every visit of a model-ready cohort for every pattern that it can form.
 
     Returns:
-        One line per pattern, speaker, visit and output, with columns ``row``, ``patient`` (numbers within the cohort), ``pattern``,
-        ``model``, ``output``, ``score`` (probability) and ``label`` (0 or 1). Pattern ``all`` is every visit with what it has.
+        One line per pattern, speaker, visit and output, with columns ``row``, ``patient`` (numbers within the cohort),
+        ``pattern``, ``model``, ``output``, ``score`` (probability) and ``label`` (0 or 1). Pattern ``all`` is every visit with
+        what it has.
     """
     task = cohort.task
     names = list(task.modalities)
@@ -119,8 +120,8 @@ def arrays_of(predictions: pd.DataFrame, task: Task) -> tuple[np.ndarray[Any, An
 def released_rows(predictions: pd.DataFrame, task: Task, least: int) -> tuple[list[dict[str, Any]], int]:
     """Returns the metrics that may leave the site, and the number of cells withheld.
 
-    A cell (speaker, pattern) is withheld if it rests on fewer than ``least`` visits, or on fewer events or non-events of any output: a
-    metric on a handful of patients tells about them.
+    A cell (speaker, pattern) is withheld if it rests on fewer than ``least`` visits, or on fewer events or non-events of any
+    output: a metric on a handful of patients tells about them.
     """
     rows: list[dict[str, Any]] = []
     withheld = 0

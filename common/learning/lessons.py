@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,13 +17,23 @@ from common.learning.loop import Fit, fit
 from common.learning.losses import Lesson, student_loss, task_loss
 from common.learning.modality_weights import hypergradient, random_patterns
 from common.models.ensemble import Calibration, Ensembles, consilium
-from common.models.student import Student, StudentOutput
+from common.models.fusion import centred
+from common.models.student import Student, StudentOutput, block_of
 from common.models.teacher import Teacher
 from common.task import TaskType
 
+META_TRAIN_BATCH, META_BATCH = 128, 512
+
 
 def train_teacher(
-    teacher: Teacher, modality: str, train: Cohort, training: Training, *, epochs: int, seed: int, validation: Cohort | None = None
+    teacher: Teacher,
+    modality: str,
+    train: Cohort,
+    training: Training,
+    *,
+    epochs: int,
+    seed: int,
+    validation: Cohort | None = None,
 ) -> Fit:
     """Trains a teacher in place on the visits that hold its modality (model-ready cohorts).
 
@@ -114,6 +124,7 @@ def train_student(
     epochs: int,
     seed: int,
     validation: Cohort | None = None,
+    labels: float = 1.0,
 ) -> Fit:
     """Trains a student in place with L, with patterns drawn per patient and omega as it is.
 
@@ -126,6 +137,7 @@ def train_student(
         epochs: Most epochs.
         seed: Of this place and round.
         validation: If given, the best validated epoch is kept.
+        labels: Weight of the terms that need labels.
     """
     whole = train.batch()
 
@@ -133,26 +145,40 @@ def train_student(
         batch = train.batch(index).masked(random_patterns(whole.present[index], config.distill.dropout, generator))
         lesson = teaching.lesson(index, batch.present, student.omega) if teaching else None
         return student_loss(
-            config.task.type, student(batch), batch, lesson, student.omega, config.distill, labelled=train.labelled
+            config.task.type, student(batch), batch, lesson, student.omega, config.distill, labels=labels * train.labelled
         )
 
     validate = (lambda: student_validation_loss(student, validation)) if validation is not None and len(validation) else None
     return fit(student, len(train), loss, training, epochs=epochs, seed=seed, validate=validate)
 
 
+def block_counts(train: Cohort) -> dict[str, int]:
+    """Returns the training visits behind every block of the student; the fused head needs visits with two modalities."""
+    counts = {m: int(n) for m, n in zip(train.task.modalities, train.present.sum(0).tolist(), strict=True) if n}
+    several = int((train.present.sum(1) > 1).sum())
+    return {**counts, "fusion": several} if several else counts
+
+
+def trained_blocks(student: Student, counts: Mapping[str, int]) -> dict[str, NDArray[np.float32]]:
+    """Returns the parameters of the blocks that have training visits behind them."""
+    return {n: p.detach().numpy().copy() for n, p in student.named_parameters() if counts.get(block_of(n))}
+
+
 def student_hypergradient(
     student: Student, train: Cohort, meta: Cohort, config: Config, *, teaching: Teaching | None, generator: torch.Generator
 ) -> tuple[Tensor, float]:
-    """Returns the hypergradient of omega [C or 1, M] and the outer loss, on one drawn batch of each cohort."""
-    size = config.distill.training.batch_size
-    index = torch.randperm(len(train), generator=generator)[:size]
+    """Returns the hypergradient of omega [C or 1, M] and the outer loss, on one drawn batch of each cohort.
+
+    Batches are large: a hypergradient of a few events is mostly noise.
+    """
+    index = torch.randperm(len(train), generator=generator)[:META_TRAIN_BATCH]
     inner_batch = train.batch(index).masked(random_patterns(train.present[index], config.distill.dropout, generator))
-    drawn = torch.randperm(len(meta), generator=generator)[: 4 * size]
+    drawn = torch.randperm(len(meta), generator=generator)[:META_BATCH]
     meta_batch: Batch = meta.batch(drawn).masked(random_patterns(meta.present[drawn], config.distill.dropout, generator))
 
     def inner(output: StudentOutput, omega: Tensor) -> Tensor:
         lesson = teaching.lesson(index, inner_batch.present, omega) if teaching else None
-        return student_loss(config.task.type, output, inner_batch, lesson, omega, config.distill, labelled=train.labelled)
+        return student_loss(config.task.type, output, inner_batch, lesson, omega, config.distill, labels=float(train.labelled))
 
     student.eval()
     return hypergradient(student, inner, inner_batch, meta_batch, config.weights.eta)
@@ -167,8 +193,8 @@ def calibration_loss(teaching: Teaching, labels: Tensor, kind: TaskType, omega: 
 def fit_calibration(teaching: Teaching, cohort: Cohort, omega: Tensor, start: Calibration) -> Calibration:
     """Returns s and b fitted to labelled patients that no teacher was trained on.
 
-    A logistic (softmax) regression on the weighted evidence; a ridge of one pseudo-event pulls towards ``start``, so that a reference
-    set without events leaves it alone.
+    A logistic (softmax) regression on the weighted evidence; a ridge of one pseudo-event pulls towards ``start``, so that a
+    reference set without events leaves it alone.
     """
     scale = start.scale.clone().requires_grad_(True)
     bias = start.bias.clone().requires_grad_(True)
@@ -177,7 +203,8 @@ def fit_calibration(teaching: Teaching, cohort: Cohort, omega: Tensor, start: Ca
     def closure() -> Tensor:
         optimiser.zero_grad()
         pull = functional.mse_loss(scale, start.scale, reduction="sum") + functional.mse_loss(bias, start.bias, reduction="sum")
-        value = calibration_loss(teaching, cohort.labels, cohort.task.type, omega, Calibration(scale, bias, start.prior)) + pull / len(cohort)
+        calibration = Calibration(scale, bias, start.prior)
+        value = calibration_loss(teaching, cohort.labels, cohort.task.type, omega, calibration) + pull / len(cohort)
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
@@ -186,7 +213,7 @@ def fit_calibration(teaching: Teaching, cohort: Cohort, omega: Tensor, start: Ca
 
 
 def log_odds(task_type: TaskType, positives: NDArray[np.float64], total: float) -> Tensor:
-    """Returns the prior [C]: log-odds of every output, or log class shares; with half an event added, so that it is finite."""
+    """Returns the prior [C]: log-odds of every output, or centred log class shares; finite because half an event is added."""
     share = (positives + 0.5) / (total + (len(positives) * 0.5 if task_type == "multiclass" else 1.0))
     values = np.log(share) if task_type == "multiclass" else np.log(share / (1 - share))
-    return torch.from_numpy(values).float()
+    return centred(task_type, torch.from_numpy(values)).float()

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from common.config import Training
 
+ADAM_EPSILON = 1e-3
+
 
 def derive_seed(*parts: object) -> int:
     """Returns a seed below 2^63 from its parts: run seed, phase, round, site, group."""
@@ -35,7 +37,7 @@ class Fit:
 
 def minibatches(size: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Yields indices of a shuffled epoch."""
-    yield from torch.randperm(size, generator=generator).split(batch_size)
+    yield from torch.split(torch.randperm(size, generator=generator), batch_size)
 
 
 def fit(
@@ -60,8 +62,12 @@ def fit(
         validate: Returns the validation loss; None keeps the last epoch.
     """
     generator = torch.Generator().manual_seed(seed)
-    kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[training.optimiser]
-    optimiser = kind(module.parameters(), lr=training.lr, weight_decay=training.weight_decay)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    optimiser: torch.optim.Optimizer
+    if training.optimiser == "sgd":
+        optimiser = torch.optim.SGD(parameters, lr=training.lr, weight_decay=training.weight_decay)
+    else:  # a large epsilon: else Adam moves a word met once as far as a word met daily
+        optimiser = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=training.weight_decay, eps=ADAM_EPSILON)
     curve: list[float] = []
     validated: list[float] = []
     best = _validated(module, validate, validated)

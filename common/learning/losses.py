@@ -30,8 +30,8 @@ def task_loss(kind: TaskType, logits: Tensor, labels: Tensor) -> Tensor:
 def distillation_loss(kind: TaskType, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Returns T^2 KL(teacher || student) per sample, [B].
 
-    Softmax KL for multi-class (Hinton et al., 2015); Bernoulli KL averaged over the outputs for binary and multi-label tasks, whose
-    labels do not exclude each other.
+    Softmax KL for multi-class (Hinton et al., 2015); Bernoulli KL averaged over the outputs for binary and multi-label tasks,
+    where labels do not exclude each other.
 
     Args:
         kind: Type of the task.
@@ -51,8 +51,9 @@ def distillation_loss(kind: TaskType, student: Tensor, teacher: Tensor, temperat
 def pairwise_loss(features: Tensor, present: Tensor, omega: Tensor, tau: float) -> Tensor:
     """Returns the pairwise feature distillation per sample, [B].
 
-    1/|P| sum over ordered pairs i != j, both present, of g_ij mean|stopgrad(f_i) - f_j|, with g_ij = sigmoid((omega_i - omega_j) / tau):
-    the more important modality teaches the other. MetaKD's idea; its released code has g = w_i / w_j, unbounded.
+    1/|P| sum over ordered pairs i != j, both present, of g_ij mean|stopgrad(f_i) - f_j|, with
+    g_ij = sigmoid((omega_i - omega_j) / tau): the more important modality teaches the other. MetaKD's idea; its released code has
+    g = w_i / w_j, unbounded.
 
     Args:
         features: [B, M, d].
@@ -82,7 +83,14 @@ class Lesson:
 
 
 def student_loss(
-    kind: TaskType, output: StudentOutput, batch: Batch, lesson: Lesson | None, omega: Tensor, config: DistillConfig, *, labelled: bool = True
+    kind: TaskType,
+    output: StudentOutput,
+    batch: Batch,
+    lesson: Lesson | None,
+    omega: Tensor,
+    config: DistillConfig,
+    *,
+    labels: float = 1.0,
 ) -> Tensor:
     """Returns L, a scalar: the mean over the batch of every term whose modality is present.
 
@@ -93,14 +101,15 @@ def student_loss(
         lesson: What the teachers say; None leaves the distillation out.
         omega: [C or 1, M]; feature terms use the mean row.
         config: Weights of the terms.
-        labelled: Whether the labels are known.
+        labels: Weight of the terms that need labels; 0 where they are not known.
     """
     modalities = output.unimodal.shape[1]
     total = config.delta * pairwise_loss(output.features, output.present, omega.mean(0), config.tau)
-    if labelled:
-        total = total + task_loss(kind, output.fused, batch.labels)
+    if labels:
+        total = total + labels * task_loss(kind, output.fused, batch.labels)
         for m in range(modalities):
-            total = total + config.alpha * output.present[:, m] * task_loss(kind, output.unimodal[:, m], batch.labels)
+            unimodal = task_loss(kind, output.unimodal[:, m], batch.labels)
+            total = total + labels * config.alpha * output.present[:, m] * unimodal
     if lesson is not None:
         several = lesson.taught.any(1)
         total = total + config.gamma * several * distillation_loss(kind, output.fused, lesson.consilium, config.temperature)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from common.config import ModelConfig
 from common.data.cohort import Batch
-from common.models.fusion import weighted_evidence
+from common.models.fusion import centred, weighted_evidence
 from common.models.teacher import Teacher
 from common.task import Task
 
@@ -40,7 +40,7 @@ class Calibration:
     Attributes:
         scale: s, float32 [C].
         bias: b, float32 [C].
-        prior: Log-odds of the outputs in training (log class shares for multi-class), float32 [C].
+        prior: Log-odds of the outputs in training (centred log class shares for multi-class), float32 [C].
     """
 
     scale: Tensor
@@ -79,7 +79,7 @@ class Ensembles(nn.Module):
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> Tensor:
-        """Returns mean_a z_{m,a}, logits [B, M, C]; zero where a modality is absent or has no teacher."""
+        """Returns mean_a z_{m,a}, logits [B, M, C], centred over exclusive classes; zero where absent or without a teacher."""
         columns = []
         for at, name in enumerate(self.task.modalities):
             held = batch.present[:, at].nonzero().squeeze(1)
@@ -89,7 +89,7 @@ class Ensembles(nn.Module):
                 x = batch.inputs[name][held]
                 column = column.index_copy(0, held, torch.stack([t(x) for t in mine]).mean(0))
             columns.append(column)
-        return torch.stack(columns, 1)
+        return centred(self.task.type, torch.stack(columns, 1))
 
 
 def consilium(logits: Tensor, present: Tensor, weights: Tensor, calibration: Calibration) -> Tensor:
@@ -101,4 +101,5 @@ def consilium(logits: Tensor, present: Tensor, weights: Tensor, calibration: Cal
         weights: w, [C or 1, M]; not renormalised over the modalities present.
         calibration: s, b and prior.
     """
-    return calibration.prior + calibration.bias + calibration.scale * weighted_evidence(logits, present, weights, calibration.prior)
+    evidence = weighted_evidence(logits, present, weights, calibration.prior)
+    return calibration.prior + calibration.bias + calibration.scale * evidence

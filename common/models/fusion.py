@@ -1,8 +1,8 @@
 """Fusions: from the unimodal features and logits of the modalities present to the fused logits.
 
 Every fusion is called as ``fusion(features, logits, present, weights, prior)`` with features [B, M, d], logits [B, M, C], present
-bool [B, M], weights [C or 1, M] (rows sum to one) and prior [C], and returns fused logits [B, C]. Entries of absent modalities are
-zero and must not matter.
+bool [B, M], weights [C or 1, M] (rows sum to one) and prior [C], and returns fused logits [B, C]. Entries of absent modalities
+are zero and must not matter. Logits and prior of exclusive classes come centred (:func:`centred`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from common.models.registry import fusion
+from common.task import TaskType
 
 
 def renormalised(weights: Tensor, present: Tensor) -> Tensor:
@@ -79,8 +80,7 @@ class Late(nn.Module):
 def weighted_evidence(logits: Tensor, present: Tensor, weights: Tensor, prior: Tensor) -> Tensor:
     """Returns sum_m w_m (z_m - prior) over the present modalities, [B, C].
 
-    Logits are centred over the classes when the rows of the weights differ by class, because softmax logits are defined up to a
-    constant only. The weights are not renormalised: with a scale fitted for all modalities a lone one would be scaled up.
+    The weights are not renormalised: with a scale fitted for all modalities a lone one would be scaled up.
 
     Args:
         logits: [B, M, C].
@@ -89,6 +89,12 @@ def weighted_evidence(logits: Tensor, present: Tensor, weights: Tensor, prior: T
         prior: [C].
     """
     evidence = torch.where(present[:, :, None], logits - prior, 0.0)
-    if len(weights) > 1:
-        evidence = evidence - evidence.mean(2, keepdim=True)
     return torch.einsum("bmc,cm->bc", evidence, weights.expand(logits.shape[2], -1))
+
+
+def centred(kind: TaskType, logits: Tensor) -> Tensor:
+    """Returns logits [..., C] whose mean over exclusive classes is zero; those of other tasks as they are.
+
+    Softmax logits are defined up to a constant only: with a weight, scale or bias per class that constant would matter.
+    """
+    return logits - logits.mean(-1, keepdim=True) if kind == "multiclass" else logits

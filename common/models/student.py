@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from common.config import ModelConfig
 from common.data.cohort import Batch
+from common.models.fusion import centred
 from common.models.registry import build_encoder, build_fusion
 from common.models.teacher import start_at
 from common.task import Task
@@ -20,7 +21,7 @@ class StudentOutput:
 
     Attributes:
         features: f_m, [B, M, d]; zero where a modality is absent.
-        unimodal: h_m, logits [B, M, C]; zero where a modality is absent.
+        unimodal: h_m, logits [B, M, C], centred over exclusive classes; zero where a modality is absent.
         fused: h_F, logits [B, C].
         present: bool [B, M].
     """
@@ -65,7 +66,7 @@ class Student(nn.Module):
         """Sets the prior [C], and makes every head start from it."""
         with torch.no_grad():
             self.prior.copy_(prior)
-        for head in self.heads.values():
+        for head in (h for h in self.heads.values() if isinstance(h, nn.Linear)):
             start_at(head, prior)
         layers = [m for m in self.fusion.modules() if isinstance(m, nn.Linear)]
         if layers:
@@ -84,7 +85,7 @@ class Student(nn.Module):
             logits = self.heads[name](feature)
             features.append(feature.new_zeros(len(batch), feature.shape[1]).index_copy(0, held, feature))
             unimodal.append(logits.new_zeros(len(batch), logits.shape[1]).index_copy(0, held, logits))
-        stacked, heads = torch.stack(features, 1), torch.stack(unimodal, 1)
+        stacked, heads = torch.stack(features, 1), centred(self.task.type, torch.stack(unimodal, 1))
         fused = self.fusion(stacked, heads, batch.present, self.weights(), self.prior)
         return StudentOutput(stacked, heads, fused, batch.present)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from common.arrays import consilium_arrays, module_arrays
 from common.models.ensemble import initial_calibration
 from server.distillation import distil, new_student
@@ -12,7 +10,6 @@ from server.run import Run
 
 def distill(run: Run) -> None:
     """Distils on the reference set; without one, the student starts untrained and learns in refine."""
-    torch.set_num_threads(1)
     reference = run.reference
     if reference is None or not len(reference):
         student, calibration, adam = new_student(run.config, run.prior), initial_calibration(run.config.task, run.prior), {}
@@ -23,7 +20,7 @@ def distill(run: Run) -> None:
             run.note_loss("student", "train", loss, step=epoch + 1)
         for epoch, loss in enumerate(distilled.fit.validation):
             run.note_loss("student", "validation", loss, step=epoch)
-    run.note_weights(-1, student.omega)
+    run.note_weights(run.config.weights.steps, student.omega)
     run.state.arrays["student"] = module_arrays(student)
     run.state.arrays["consilium"] = consilium_arrays(calibration, student.omega)
     run.state.arrays["omega-adam"] = {k: v.numpy() for k, v in adam.items()}

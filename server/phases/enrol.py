@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
+import numpy as np
 import torch
 
-from common.arrays import module_arrays, moments_arrays, moments_of
-from common.data.standardise import pool
+from common.arrays import Arrays, module_arrays, moments_arrays, moments_of
+from common.data.cohort import SPLITS
+from common.data.standardise import pool, table_columns
 from common.errors import nearest
 from common.learning.lessons import log_odds
 from common.learning.loop import derive_seed
 from common.messages import EnrolReply, EnrolRequest
-from common.models.ensemble import build_teacher
+from common.models.ensemble import GROUP_SEPARATOR, build_teacher
 from common.models.ensemble import groups as all_groups
+from common.task import Modality, Task
 from server.checkpoint import Enrolled
-from server.rounds import RunFailed
+from server.rounds import NODE, RunFailed
 from server.run import Run
+from server.update_gate import fault
+
+CONNECT_SECONDS = 10.0
+SITE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"  # as in a manifest; it becomes a key of many files
 
 
 def roll_call(run: Run) -> dict[str, EnrolReply]:
-    """Asks every node what it holds, and learns which node is which site."""
-    nodes = {f"node-{n}": n for n in run.council.grid.get_node_ids()}
+    """Asks every node what it holds, and learns which node is which site.
+
+    Raises:
+        RunFailed: If no site is there, none could enrol, or a simulation has fewer nodes than hospitals.
+    """
+    nodes = {f"{NODE}{n}": n for n in run.council.connected(CONNECT_SECONDS)}
     if not nodes:
         raise RunFailed("no site is connected. Start the SuperNodes first, then run again.")
-    run.council.nodes = nodes
+    run.council.nodes = dict(nodes)
     requests = {name: EnrolRequest(**run.request("enrol", 0, name)) for name in nodes}
-    answers = run.council.ask("query.enrol", requests, EnrolReply)
+    answers = run.council.ask("query.enrol", requests, EnrolReply, gate=lambda _, reply: _gate(run.config.task, reply))
+    _check_number(len(nodes), answers.values())
+    run.state.nodes = len(nodes)
     named: dict[str, EnrolReply] = {}
     for node, reply in sorted(answers.items(), key=lambda item: (item[1].site, item[0])):
         if reply.site in named:
@@ -40,7 +56,6 @@ def roll_call(run: Run) -> dict[str, EnrolReply]:
 
 def enrol(run: Run, replies: dict[str, EnrolReply]) -> None:
     """Checks what the sites hold against the task, and prepares the teachers."""
-    _check_number(replies)
     config, state = run.config, run.state
     for name, reply in replies.items():
         unknown = [g for g in reply.architectures if g not in all_groups(config.task, config.model)]
@@ -48,7 +63,7 @@ def enrol(run: Run, replies: dict[str, EnrolReply]) -> None:
             where = nearest(unknown[0], all_groups(config.task, config.model))
             run.record.event("left-out", site=name, reason=f"it enrolled with the unknown group '{unknown[0]}'{where}")
             continue
-        state.sites[name] = Enrolled(reply.role, sorted(reply.architectures), reply.splits, reply.patterns)
+        state.sites[name] = Enrolled(reply.role, _groups(run, reply), reply.splits, reply.patterns)
         run.record.event(
             "enrolled", site=name, role=reply.role, modalities=reply.modalities, labels=reply.labels, splits=reply.splits,
             excluded=reply.excluded, versions=reply.versions,
@@ -63,29 +78,71 @@ def enrol(run: Run, replies: dict[str, EnrolReply]) -> None:
     run.advance("teaching")
 
 
-def _check_number(replies: dict[str, EnrolReply]) -> None:
+def _gate(task: Task, reply: EnrolReply) -> str | None:
+    """Returns why an enrolment is refused, or None: every other site's patients are scaled with what it says."""
+    if not re.fullmatch(SITE_NAME, reply.site):
+        return "its name is no plain name of at most 63 letters, digits, '.', '_' and '-'"
+    counts = [*reply.modalities.values(), *reply.labels.values(), *reply.splits.values()]
+    if any(n is not None and n < 0 for n in counts):
+        return "it counts fewer than zero visits"
+    if reply.role != "train":
+        return None if reply.role == "evaluate" else f"its role '{reply.role[:20]}' is neither 'train' nor 'evaluate'"
+    for what, told, known in (
+        ("modalities", reply.modalities, task.modalities),
+        ("labels", reply.labels, task.outputs),
+        ("feature statistics", reply.moments, task.modalities),
+        ("splits", reply.splits, SPLITS),
+    ):
+        if set(told) != set(known):
+            return f"its {what} are not those of task '{task.name}'"
+    reason = fault(reply.moments, {m: _no_moments(task.modalities[m]) for m in task.modalities}, {}, 0)
+    negative = [m for m, a in reply.moments.items() if (a["count"] < 0).any() or (a["variance"] < 0).any()] if not reason else []
+    return f"its statistics of '{negative[0]}' hold a negative count or variance" if negative else reason
+
+
+def _no_moments(modality: Modality) -> Arrays:
+    columns = {"text": modality.buckets, "table": table_columns(modality), "series": len(modality.features), "image": 1}
+    return {name: np.zeros(columns[modality.kind]) for name in ("count", "mean", "variance")}
+
+
+def _groups(run: Run, reply: EnrolReply) -> list[str]:
+    """Returns the groups that a site trains: those for which it tells enough training visits."""
+    least, kept = run.config.federation.min_patients, []
+    for modality in run.config.task.modalities:
+        mine = sorted(g for g in reply.architectures if g.split(GROUP_SEPARATOR)[0] == modality)
+        told = reply.modalities.get(modality)
+        if mine and (told is None or told < least):
+            held = "an undisclosed small number of" if told is None else told
+            reason = f"{held} training visits hold '{modality}', federation.min_patients = {least}"
+            run.record.event("left-out", site=reply.site, groups=mine, reason=reason)
+        else:
+            kept += mine
+    return sorted(kept)
+
+
+def _check_number(nodes: int, replies: Iterable[EnrolReply]) -> None:
     """Fails if a simulation has fewer nodes than hospital folders: silently leaving hospitals out would be a wrong result."""
-    here = max(r.sites_here for r in replies.values())
-    if here > 1 and len(replies) < here:
+    here = max((r.sites_here for r in replies), default=1)
+    if here > 1 and nodes < here:
         raise RunFailed(
-            f"the folder in CONSILIUM_SITES holds {here} hospitals, but only {len(replies)} node(s) could enrol. Run: flwr run . --stream "
+            f"the folder in CONSILIUM_SITES holds {here} hospitals, but there are only {nodes} node(s). Run: flwr run . --stream "
             f"--federation-config 'num-supernodes={here}' (make demo does it for you)"
         )
 
 
 def _check_groups(run: Run) -> None:
-    held = {g.split("/")[0] for g in run.state.group_sites()}
-    missing = [m for m in run.config.task.modalities if m not in held]
+    missing = [m for m in run.config.task.modalities if m not in run.state.modality_sites()]
     if missing:
         raise RunFailed(
-            f"no site trains on {', '.join(missing)}, which task '{run.config.task.name}' asks for. Invite a site that holds it, or take it "
-            "out of the task."
+            f"no site trains on {', '.join(missing)}, which task '{run.config.task.name}' asks for. Invite a site that holds it, "
+            "or take it out of the task."
         )
 
 
 def _pool(run: Run, replies: dict[str, EnrolReply]) -> None:
     """Pools feature moments and label counts of the training sites and of the reference set, in the order of the sites' names."""
     task, reference = run.config.task, run.raw_reference
+    run.state.reference = 0 if reference is None else len(reference)
     trains = [r for _, r in sorted(replies.items()) if r.role == "train" and r.site in run.state.sites]
     parts = [moments_of(r.moments) for r in trains]
     if reference is not None:
@@ -93,8 +150,8 @@ def _pool(run: Run, replies: dict[str, EnrolReply]) -> None:
     pooled = {m: pool([p[m] for p in parts]) for m in task.modalities}
     run.state.arrays.update({f"standardisation:{m}": a for m, a in moments_arrays(pooled).items()})
     told = [r for r in trains if all(n is not None for n in r.labels.values())]
-    positives = torch.tensor([[float(r.labels[o] or 0) for o in task.outputs] for r in told], dtype=torch.float64).reshape(-1, len(task.outputs))
-    counted, total = positives.sum(0).numpy(), float(sum(r.splits["train"] for r in told))
+    counted = np.array([sum(r.labels[o] or 0 for r in told) for o in task.outputs], dtype=np.float64)
+    total = float(sum(r.splits["train"] for r in told))
     if reference is not None and reference.labelled:
         y = reference.labels
         counted = counted + (torch.bincount(y, minlength=len(task.outputs)) if y.ndim == 1 else y.sum(0)).double().numpy()
@@ -110,7 +167,7 @@ def _announce(run: Run) -> None:
         "plan",
         groups=run.state.group_sites(),
         teaching_bytes={n: 2 * rounds * sum(sizes[g] for g in s.groups) for n, s in sorted(run.state.sites.items())},
-        reference=len(run.raw_reference) if run.raw_reference is not None else 0,
+        reference=run.state.reference,
     )
 
 

@@ -7,6 +7,9 @@ from server.rounds import RunFailed
 from server.run import Run
 from server.update_gate import not_finite
 
+NAMES = ("model", "pattern", "metric")
+NUMBERS = ("value", "n")
+
 
 def evaluate(run: Run) -> None:
     """Collects what the sites release; a site that does not answer is named in the record, and the run finishes without it."""
@@ -24,7 +27,10 @@ def evaluate(run: Run) -> None:
     }
 
     def gate(site: str, reply: EvaluateReply) -> str | None:
-        return not_finite(**{f"{r['metric']} of {r['model']}": r["value"] for r in reply.rows})
+        for row in reply.rows:
+            if set(row) != {*NAMES, *NUMBERS} or not all(isinstance(row[name], str) for name in NAMES):
+                return f"its rows do not consist of {', '.join((*NAMES, *NUMBERS))}"
+        return not_finite({f"{n} of {r['metric']} of {r['model']}": float(r[n]) for r in reply.rows for n in NUMBERS})
 
     replies = run.council.ask("evaluate.patterns", requests, EvaluateReply, gate=gate)
     if requests and not replies:

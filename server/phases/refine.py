@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Mapping
+
 import torch
 
 from common.arrays import consilium_arrays, consilium_of, tensors
-from common.learning.lessons import student_validation_loss
+from common.data.cohort import Cohort
+from common.learning.lessons import block_counts, student_validation_loss, teach_cohort, train_student, trained_blocks
+from common.learning.loop import derive_seed
 from common.learning.modality_weights import OmegaAdam
 from common.messages import Arrays, RefineReply, RefineRequest
 from common.models.ensemble import Calibration
 from common.models.student import block_of
 from server.aggregation import weighted_mean
-from server.rounds import RunFailed, quorum_reached
+from server.distillation import training_part
+from server.rounds import require_quorum
 from server.run import Run
-from server.update_gate import fault, not_finite
+from server.update_gate import fault, score_fault
 
+REFERENCE = "reference set"  # no site can have this name: it holds a space
 LEAST_SITES_OF_A_TEACHER = 2  # a teacher fitted on a site's own patients alone teaches it memorised logits
 CALIBRATION_LR = 0.05
 
@@ -27,24 +32,17 @@ def refine(run: Run) -> None:
         return _finish(run)
     epochs = config.refine.epochs if number < config.refine.rounds else 0
     requests = {site: _request(run, site, epochs) for site, enrolled in state.sites.items() if enrolled.role == "train"}
-    expected = _blocks(state.arrays["student"])
-
-    def gate(site: str, reply: RefineReply) -> str | None:
-        loss = reply.validation[0] if reply.validation else None
-        meta = None if all(np.isfinite(a).all() for a in reply.meta.values()) else float("nan")
-        numbers = not_finite(**{"validation loss": loss, "meta gradient": meta})
-        return numbers or fault(_blocks(reply.student), expected, reply.counts, 1)
-
-    replies = run.council.ask("train.refine", requests, RefineReply, round=number, gate=gate)
-    if not quorum_reached(len(replies), len(requests), config.federation.quorum):
-        raise RunFailed(
-            f"refine lost its quorum in round {number}: {len(replies)} of {len(requests)} sites answered, federation.quorum = "
-            f"{config.federation.quorum:g}. See left_out in events.jsonl, mend those sites, and resume the run"
-        )
+    sent = state.arrays["student"]
+    replies = run.council.ask("train.refine", requests, RefineReply, round=number, gate=lambda _, reply: _gate(reply, sent))
+    for modality, members in state.modality_sites().items():
+        require_quorum(f"'{modality}' in refine", number, members, replies, config.federation.quorum)
     _choose(run, replies)
     if not epochs:
         return _finish(run)
-    _aggregate(run, replies)
+    updates = {s: (r.student, r.counts) for s, r in replies.items()}
+    if run.reference is not None and len(run.reference):
+        updates[REFERENCE] = _at_the_server(run, run.reference, epochs)
+    _aggregate(run, updates)
     if config.weights.estimator != "uniform":
         _learn_weights(run, replies)
     run.advance("refining", number + 1)
@@ -63,6 +61,23 @@ def _request(run: Run, site: str, epochs: int) -> RefineRequest:
     )
 
 
+def _gate(reply: RefineReply, sent: Arrays) -> str | None:
+    """Returns why a reply is refused, or None."""
+    foreign = sorted(set(reply.student) - set(sent))
+    if foreign:
+        return f"it holds '{foreign[0][:60]}', which it was not asked for"
+    blocks, expected = _blocks(reply.student), _blocks(sent)
+    absent = [b for b in expected if reply.counts.get(b) and b not in blocks]
+    if absent:
+        return f"it counts training visits of '{absent[0]}' without the block"
+    gradients = {"omega": sent["omega"], "scale": sent["prior"], "bias": sent["prior"]}
+    if set(reply.meta) not in (set(), {"omega"}, set(gradients)) or reply.meta_count < 0:
+        return "its gradients of the modality weights are incomplete"
+    meta = fault({"meta": reply.meta}, {"meta": {k: gradients[k] for k in reply.meta}}, {}, 0)
+    score = score_fault({"student": reply.validation}) if reply.validation else None
+    return fault(blocks, expected, reply.counts, 1) or meta or score
+
+
 def _blocks(student: Arrays) -> dict[str, Arrays]:
     """Returns block -> parameters; buffers belong to the server."""
     blocks: dict[str, Arrays] = {}
@@ -72,12 +87,25 @@ def _blocks(student: Arrays) -> dict[str, Arrays]:
     return blocks
 
 
-def _aggregate(run: Run, replies: dict[str, RefineReply]) -> None:
+def _at_the_server(run: Run, reference: Cohort, epochs: int) -> tuple[Arrays, dict[str, int]]:
+    """Trains the student on the reference set, which takes part in the round like one more site: else refine would forget it."""
+    config, student = run.config, run.student()
+    train = training_part(config, reference)
+    calibration, _ = consilium_of(run.state.arrays["consilium"])
+    teaching = teach_cohort(run.ensembles(), train, calibration)
+    seed = derive_seed(config.seed, "refine", run.state.round, REFERENCE)
+    train_student(student, train, config, config.refine.training, teaching=teaching, epochs=epochs, seed=seed)
+    counts = block_counts(train)
+    return trained_blocks(student, counts), counts
+
+
+def _aggregate(run: Run, updates: Mapping[str, tuple[Arrays, dict[str, int]]]) -> None:
+    """Averages every block over the places that have data for it."""
     student = dict(run.state.arrays["student"])
     for block in _blocks(student):
-        mine = {s: _blocks(r.student)[block] for s, r in replies.items() if r.counts.get(block)}
+        mine = {s: _blocks(arrays)[block] for s, (arrays, counts) in updates.items() if counts.get(block)}
         if mine:
-            student.update(weighted_mean(mine, {s: replies[s].counts[block] for s in mine}))
+            student.update(weighted_mean(mine, {s: updates[s][1][block] for s in mine}))
     run.state.arrays["student"] = student
 
 

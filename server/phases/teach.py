@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from common.messages import TeachReply, TeachRequest
 from server.aggregation import weighted_mean
-from server.rounds import RunFailed, quorum_reached
+from server.rounds import require_quorum
 from server.run import Run
-from server.update_gate import fault, not_finite
+from server.update_gate import fault, not_finite, score_fault
 
 
 def teach(run: Run) -> None:
@@ -26,17 +26,14 @@ def teach(run: Run) -> None:
     }
 
     def gate(site: str, reply: TeachReply) -> str | None:
-        losses = {f"validation loss of {g}": loss for g, (loss, _) in reply.validation.items()}
-        return fault(reply.groups, requests[site].groups, reply.counts, config.federation.min_patients) or not_finite(**losses)
+        reason = fault(reply.groups, requests[site].groups, reply.counts, config.federation.min_patients)
+        trained = {f"training loss of '{g}'": loss for g, loss in reply.training.items()}
+        return reason or score_fault(reply.validation) or not_finite(trained)
 
     replies = run.council.ask("train.teach", requests, TeachReply, round=number, gate=gate)
     for group, members in state.group_sites().items():
         mine = {s: r for s, r in replies.items() if group in r.groups}
-        if not quorum_reached(len(mine), len(members), config.federation.quorum):
-            raise RunFailed(
-                f"group '{group}' lost its quorum in round {number}: {len(mine)} of {len(members)} sites answered, federation.quorum = "
-                f"{config.federation.quorum:g}. See left_out in events.jsonl, mend those sites, and resume the run"
-            )
+        require_quorum(f"group '{group}'", number, members, mine, config.federation.quorum)
         _choose(run, group, mine)
         if epochs:
             state.arrays[f"teacher:{group}"] = weighted_mean(

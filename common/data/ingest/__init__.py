@@ -43,6 +43,8 @@ def reader(folder: Path, source: Source, modality: Modality, frames: Frames) -> 
             words = inside(folder, cell).read_text(encoding=source.encoding)
         except (UnicodeDecodeError, LookupError):
             raise IngestError(f"the text is not in encoding '{source.encoding}'") from None
+        except OSError as error:
+            raise IngestError(f"the text cannot be read ({type(error).__name__})") from None
         return hash_words(words, modality.buckets, modality.tokens)
 
     def series(cell: str, visit: str) -> NDArray[np.generic]:

@@ -8,6 +8,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+LARGEST = float(np.finfo(np.float32).max)
+Parsed = tuple[NDArray[np.float64], NDArray[np.bool_]]
+
 
 class IngestError(Exception):
     """A file or cell that cannot be used; the text names columns and causes, never values."""
@@ -19,10 +22,14 @@ def inside(folder: Path, cell: str) -> Path:
     Raises:
         IngestError: If it lies outside the manifest's folder or does not exist.
     """
-    path = (folder / cell).resolve()
+    try:
+        path = (folder / cell).resolve()
+        exists = path.is_file()
+    except (OSError, ValueError):  # longer than a path may be, or holding a null: a note without `inline`, for instance
+        raise IngestError("the cell holds no path") from None
     if not path.is_relative_to(folder.resolve()):
         raise IngestError("the path leaves the manifest's folder")
-    if not path.is_file():
+    if not exists:
         raise IngestError("the file does not exist")
     return path
 
@@ -42,7 +49,7 @@ def read_frame(path: Path) -> pd.DataFrame:
 class Rows:
     """Some rows of a file."""
 
-    def __init__(self, frame: pd.DataFrame, parsed: dict[str, NDArray[np.float64]], at: NDArray[np.int64]) -> None:
+    def __init__(self, frame: pd.DataFrame, parsed: dict[str, Parsed], at: NDArray[np.int64]) -> None:
         """Args: the whole file, its numeric columns parsed so far (shared), and the rows' positions."""
         self._frame = frame
         self._parsed = parsed
@@ -66,11 +73,14 @@ class Rows:
         """Returns a column as float64, NaN where empty; the whole file's column is parsed once.
 
         Raises:
-            IngestError: If the column is absent or holds text.
+            IngestError: If the column is absent, or if one of these rows holds something else than a finite number.
         """
         if column not in self._parsed:
-            self._parsed[column] = numbers(self._frame, column).to_numpy()
-        return self._parsed[column][self._at]
+            self._parsed[column] = numbers(self._frame, column)
+        values, bad = self._parsed[column]
+        if bad[self._at].any():
+            raise IngestError(f"column '{column}' holds text or infinity where a number is expected")
+        return values[self._at]
 
 
 class Frames:
@@ -78,7 +88,7 @@ class Frames:
 
     def __init__(self) -> None:
         """Starts empty."""
-        self._whole: dict[Path, tuple[pd.DataFrame, dict[str, NDArray[np.float64]]]] = {}
+        self._whole: dict[Path, tuple[pd.DataFrame, dict[str, Parsed]]] = {}
         self._visits: dict[tuple[Path, str], dict[str, NDArray[np.int64]]] = {}
 
     def rows(self, path: Path, key: str | None, visit: str) -> Rows:
@@ -95,25 +105,37 @@ class Frames:
         if key not in frame:
             raise IngestError(f"the file has no key column '{key}'")
         if (path, key) not in self._visits:
-            found = frame.groupby(frame[key].astype(str), sort=False).indices
-            self._visits[path, key] = {str(v): at.astype(np.int64) for v, at in found.items()}
+            found = frame.groupby(texts(frame[key]), sort=False).indices
+            self._visits[path, key] = {str(v): np.asarray(at, dtype=np.int64) for v, at in found.items()}
         if visit not in self._visits[path, key]:
             raise IngestError("the file has no row for this visit")
         return Rows(frame, parsed, self._visits[path, key][visit])
 
 
-def numbers(frame: pd.DataFrame, column: str) -> pd.Series:
-    """Returns a column as float64, NaN where empty.
+def numbers(frame: pd.DataFrame, column: str) -> Parsed:
+    """Returns a column as float64 [N], NaN where empty; and bool [N], where it holds anything else than a finite float32 number.
 
     Raises:
-        IngestError: If the column is absent or holds text.
+        IngestError: If the column is absent.
     """
     if column not in frame:
         raise IngestError(f"the file has no column '{column}'")
-    values = frame[column]
-    if pd.api.types.is_numeric_dtype(values):
-        return values.astype("float64")
-    parsed = pd.to_numeric(values, errors="coerce").astype("float64")
-    if (parsed.isna() & values.notna()).any():
-        raise IngestError(f"column '{column}' holds text where a number is expected")
-    return parsed
+    cells = frame[column]
+    numeric = pd.api.types.is_numeric_dtype(cells)
+    values = np.asarray(cells if numeric else pd.to_numeric(cells, errors="coerce"), dtype=np.float64)
+    filled = cells.notna() & (numeric | (cells.astype(str).str.strip() != ""))
+    return values, np.asarray((np.isnan(values) & filled) | (np.abs(values) > LARGEST), dtype=np.bool_)
+
+
+def texts(cells: pd.Series) -> pd.Series:
+    """Returns names or codes as text, empty ones as they are.
+
+    1.0 becomes 1: a column of whole numbers is read as floats where one cell is empty.
+    """
+    return cells.map(as_text, na_action="ignore") if cells.dtype.kind in "fO" else cells.astype(str)
+
+
+def as_text(cell: object) -> str:
+    """Returns a name or code as text, without the ``.0`` of a whole number."""
+    whole = isinstance(cell, float | np.floating) and float(cell).is_integer()
+    return str(int(cell) if whole else cell).strip()  # type: ignore[call-overload]

@@ -8,11 +8,12 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from PIL import Image
-from pydicom.pixels import apply_modality_lut
+from pydicom.pixels.processing import apply_modality_lut
 
 from common.data.ingest.frames import IngestError
 
 RASTER = {".png", ".jpg", ".jpeg"}
+GREY = {"MONOCHROME1", "MONOCHROME2"}
 
 
 def read_image(path: Path, pixels: int) -> NDArray[np.generic]:
@@ -53,7 +54,7 @@ def _raster(path: Path) -> NDArray[np.float64]:
 def _dicom(path: Path) -> NDArray[np.float64]:
     dataset = pydicom.dcmread(path)
     pixels = dataset.pixel_array
-    if pixels.ndim != 2:
-        raise IngestError(f"the image has {pixels.ndim} dimensions, a single grey frame is expected")
+    if pixels.ndim != 2 or dataset.PhotometricInterpretation not in GREY:
+        raise IngestError("the image has colours or several frames, a single grey frame is expected")
     grey = np.asarray(apply_modality_lut(pixels, dataset), dtype=np.float64)
     return -grey if dataset.PhotometricInterpretation == "MONOCHROME1" else grey

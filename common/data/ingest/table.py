@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from common.data.ingest.frames import IngestError, Rows
+from common.data.ingest.frames import IngestError, Rows, as_text
 from common.data.manifest import Source
 from common.data.standardise import table_columns
 from common.task import Modality
@@ -38,18 +38,13 @@ def read_table(rows: Rows, source: Source, modality: Modality) -> NDArray[np.gen
         elif variable is not None:
             (value,) = rows.cells(variable.column)
             if not pd.isna(value) and str(value).strip():  # type: ignore[call-overload]
-                columns[at : at + width] = _one_hot(_code(value), variable.codes, feature.codes, variable.column)
+                columns[at : at + width] = _one_hot(as_text(value), variable.codes, feature.codes, variable.column)
         at += width
     return columns
-
-
-def _code(value: object) -> str:
-    """Returns a code as text; a column with empty cells turns 1 into 1.0 on the way."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
 
 
 def _one_hot(code: str, codes: dict[str, str], categories: tuple[str, ...], column: str) -> NDArray[np.float32]:
     category = codes.get(code, code if not codes else None)
     if category not in categories:
         raise IngestError(f"column '{column}' holds a code that the manifest does not map to a category")
-    return (np.arange(len(categories)) == categories.index(category)).astype(np.float32)
+    return np.asarray(np.arange(len(categories)) == categories.index(category), dtype=np.float32)

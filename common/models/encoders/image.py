@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 from common.models.registry import Encoder, encoder
@@ -35,7 +37,7 @@ class ConvImage(Encoder):
         self.features = width
         steps = [1, self.channels, 2 * self.channels, 2 * self.channels]
         layers: list[nn.Module] = []
-        for before, after in zip(steps, steps[1:], strict=False):
+        for before, after in pairwise(steps):
             layers += [nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1), nn.GroupNorm(4, after), nn.GELU()]
         self.convolutions = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Dropout(dropout))
         self.out = nn.Linear(16 * steps[-1], width)

@@ -5,21 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from common.models.encoders.table import WideDeep
+from common.models.encoders.table import WideDeep, deviations
 from common.models.registry import Encoder, encoder
 from common.task import Modality
 
-SUMMARIES = 5
+SUMMARIES = 9
 
 
 def summaries(x: Tensor) -> Tensor:
-    """Returns mean, minimum, maximum, last value and share observed of every variable.
+    """Returns mean, minimum, maximum and last value of every variable, as deviations, and the share observed.
 
     Args:
         x: [B, 2, T, F].
 
     Returns:
-        [B, 5 F]; 0 (the population mean) where a variable was never observed.
+        [B, 9 F]; 0 (the population mean) where a variable was never observed.
     """
     value, seen = x[:, 0], x[:, 1]
     count = seen.sum(1)
@@ -30,7 +30,7 @@ def summaries(x: Tensor) -> Tensor:
     steps = torch.arange(1, x.shape[2] + 1, device=x.device, dtype=x.dtype)[None, :, None]
     latest = (seen * steps).argmax(1, keepdim=True)
     last = value.gather(1, latest).squeeze(1).masked_fill(never, 0.0)
-    return torch.cat([mean, low, high, last, count / x.shape[2]], dim=1)
+    return torch.cat([deviations(torch.cat([mean, low, high, last], dim=1)), count / x.shape[2]], dim=1)
 
 
 @encoder("series", "linear")
@@ -43,7 +43,7 @@ class LinearSeries(Encoder):
         self.features = SUMMARIES * len(modality.features)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, 2, T, F] -> [B, 5 F]."""
+        """[B, 2, T, F] -> [B, 9 F]."""
         return summaries(x)
 
 
@@ -83,8 +83,9 @@ class SmallSeries(Encoder):
     def forward(self, x: Tensor) -> Tensor:
         """[B, 2, T, F] -> [B, width]."""
         maps = self.convolutions(x.transpose(2, 3).flatten(1, 2))
+        wide: Tensor = self.wide(summaries(x))
         deep: Tensor = self.deep(torch.cat([maps.mean(2), maps.amax(2)], dim=1))
-        return deep + self.wide(summaries(x))
+        return wide + deep
 
 
 @encoder("series", "base")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from common.data.standardise import table_columns
@@ -9,18 +10,38 @@ from common.models.registry import Encoder, encoder
 from common.task import Modality
 
 
+def deviations(values: Tensor) -> Tensor:
+    """Returns how far, and in which direction, standardised values lie from their mean; heavy tails are squashed.
+
+    A linear map of both can say what clinicians know of most measurements: too low and too high are both bad.
+
+    Args:
+        values: [B, D], 0 where missing.
+
+    Returns:
+        [B, 2 D]; 0 where missing.
+    """
+    squashed = values.tanh()
+    return torch.cat([squashed, (squashed.abs() - 0.5) * (values != 0)], dim=1)
+
+
+def table_features(x: Tensor) -> Tensor:
+    """Returns deviations and missing flags, [B, 2, D] -> [B, 3 D]."""
+    return torch.cat([deviations(x[:, 0]), x[:, 1]], dim=1)
+
+
 @encoder("table", "linear")
 class LinearTable(Encoder):
-    """The columns themselves: with a linear head, a logistic regression with missing indicators."""
+    """Deviations and missing flags themselves: with a linear head, a logistic regression on them."""
 
     def __init__(self, modality: Modality, width: int, dropout: float) -> None:
         """Args as in :func:`common.models.registry.build_encoder`."""
         super().__init__()
-        self.features = 2 * table_columns(modality)
+        self.features = 3 * table_columns(modality)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, 2, D] -> [B, 2D]."""
-        return x.flatten(1)
+        """[B, 2, D] -> [B, 3 D]."""
+        return table_features(x)
 
 
 class WideDeep(Encoder):
@@ -32,11 +53,13 @@ class WideDeep(Encoder):
         self.features = width
         self.wide = nn.Linear(inputs, width)
         self.deep = nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, width))
+        nn.init.zeros_(self.wide.weight)  # a column that training never moves must not speak at the test
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs] -> [B, width]."""
         wide: Tensor = self.wide(x)
-        return wide + self.deep(x)
+        deep: Tensor = self.deep(x)
+        return wide + deep
 
 
 @encoder("table", "compact")
@@ -47,11 +70,11 @@ class CompactTable(WideDeep):
 
     def __init__(self, modality: Modality, width: int, dropout: float) -> None:
         """Args as in :func:`common.models.registry.build_encoder`."""
-        super().__init__(2 * table_columns(modality), width, self.hidden * width, dropout)
+        super().__init__(3 * table_columns(modality), width, self.hidden * width, dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, 2, D] -> [B, width]."""
-        return super().forward(x.flatten(1))
+        return super().forward(table_features(x))
 
 
 @encoder("table", "small")

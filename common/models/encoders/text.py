@@ -49,6 +49,7 @@ class BagEncoder(Encoder):
         self.features, self.buckets = width, modality.buckets
         self.dropout = nn.Dropout(dropout)
         self.words = nn.Linear(modality.buckets, width)
+        nn.init.zeros_(self.words.weight)  # a word that training never met must not speak at the test
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, 2, L] -> [B, width]."""
@@ -68,10 +69,12 @@ class ConvText(Encoder):
         self.phrases = nn.Conv1d(2 * width, 2 * width, kernel_size=3, padding=1)
         self.out = nn.Sequential(nn.Dropout(dropout), nn.Linear(2 * width, width))
         self.wide = nn.Linear(modality.buckets, width)
+        nn.init.zeros_(self.wide.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, 2, L] -> [B, width]."""
         seen = (x[:, :1] > 0).to(x.dtype)
         maps = functional.gelu(self.phrases(self.words(x[:, 0].long()).transpose(1, 2) * seen)) * seen
+        wide: Tensor = self.wide(bag_of_words(x, self.buckets))
         deep: Tensor = self.out(maps.amax(2))
-        return deep + self.wide(bag_of_words(x, self.buckets))
+        return wide + deep

@@ -1,0 +1,257 @@
+"""Baselines that are no run of the five phases: ``local``, ``fedavg``, ``central`` and ``central-full``.
+
+They open the same folders through the same code as the sites, and stop early on held-out patients, a sixth of each
+place's, as their users would.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from common.arrays import Arrays, module_arrays, tensors
+from common.config import Config, SplitConfig
+from common.data.cohort import Batch, Cohort, concatenate
+from common.data.folder import open_cohort
+from common.data.manifest import FILE_NAME, REFERENCE_FOLDER, hospital_folders, load_manifest
+from common.data.standardise import Standardisation, pool
+from common.evaluation.predictions import STUDENT, Speaker, student_speaker
+from common.learning.lessons import log_odds, train_student
+from common.learning.loop import derive_seed, fit
+from common.learning.losses import task_loss
+from common.models.registry import build_encoder
+from common.models.student import Student, parameters_of
+from common.models.teacher import start_at
+from server.aggregation import weighted_mean
+from server.distillation import new_student
+
+HELD_OUT = 1 / 6
+EPOCHS = 30
+ROUNDS = 30
+
+
+@dataclass(frozen=True)
+class Consortium:
+    """The opened folders of a cell, model-ready.
+
+    Attributes:
+        config: Of the benchmark's experiment.
+        training: Site (or ``reference``) -> its patients, split into train and validation.
+        testing: Site -> its test patients.
+        prior: Log-odds of the outputs in training, [C].
+    """
+
+    config: Config
+    training: dict[str, Cohort]
+    testing: dict[str, Cohort]
+    prior: Tensor
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained baseline.
+
+    Attributes:
+        speaker: Test site -> what predicts its patients.
+        parameters: Of one network.
+        bytes_per_site: Site -> bytes moved.
+        curves: Losses over time.
+    """
+
+    speaker: Callable[[str], Speaker]
+    parameters: int
+    bytes_per_site: dict[str, int]
+    curves: list[dict[str, object]]
+
+
+def open_consortium(sites: Path, config: Config) -> Consortium:
+    """Opens every hospital of a sites folder, and its reference set.
+
+    Args:
+        sites: Sites folder of the cell.
+        config: Of the benchmark's experiment; its meta and validation shares are replaced by ``HELD_OUT``.
+    """
+    raw: dict[str, Cohort] = {}
+    testing: dict[str, Cohort] = {}
+    for folder in hospital_folders(sites):
+        manifest = load_manifest(folder)
+        split = SplitConfig(meta=0.0, validation=HELD_OUT, test=config.split.test)
+        cohort = open_cohort(folder, manifest, config.task, split, config.seed)
+        if len(cohort.part("test")):
+            testing[manifest.site] = cohort.part("test")
+        if manifest.role == "train":
+            raw[manifest.site] = cohort.part("train", "validation")
+    if config.distill.reference and (sites / REFERENCE_FOLDER / FILE_NAME).is_file():
+        folder = sites / REFERENCE_FOLDER
+        split = SplitConfig(meta=0.0, validation=HELD_OUT, test=0.0)
+        raw[REFERENCE_FOLDER] = open_cohort(folder, load_manifest(folder), config.task, split, config.seed)
+    parts = [c.moments() for _, c in sorted(raw.items())]
+    standardisation = Standardisation({m: pool([p[m] for p in parts]) for m in config.task.modalities})
+    labels = torch.cat([c.labels for c in raw.values()])
+    positives = torch.bincount(labels, minlength=len(config.task.outputs)) if labels.ndim == 1 else labels.sum(0)
+    return Consortium(
+        config,
+        {s: c.standardised(standardisation) for s, c in raw.items()},
+        {s: c.standardised(standardisation) for s, c in testing.items()},
+        log_odds(config.task.type, positives.double().numpy(), float(len(labels))),
+    )
+
+
+def labels_only(config: Config) -> Config:
+    """Returns the configuration of the same student without any teacher: task losses of all heads, equally."""
+    return replace(config, distill=replace(config.distill, alpha=1.0, beta=0.0, gamma=0.0, delta=0.0))
+
+
+def central(consortium: Consortium) -> Trained:
+    """Trains the student on all training patients pooled at one place (``central-full``: on sites that lack nothing)."""
+    config = labels_only(consortium.config)
+    pooled = concatenate(c for _, c in sorted(consortium.training.items()))
+    student = new_student(config, consortium.prior)
+    curve = _train(student, pooled, config, "central")
+    return Trained(lambda site: student_speaker(student), parameters_of(student), {}, curve)
+
+
+def local(consortium: Consortium) -> Trained:
+    """Trains a student at every hospital by itself.
+
+    A site's test patients are predicted by its own student; a site that only evaluates takes the student of a training
+    site, drawn by seed. What a student never saw in training it does not read.
+    """
+    config = labels_only(consortium.config)
+    speakers: dict[str, Speaker] = {}
+    curves: list[dict[str, object]] = []
+    size = 0
+    for site, cohort in sorted(consortium.training.items()):
+        if site == REFERENCE_FOLDER:
+            continue
+        student = new_student(config, _prior(cohort))
+        size = parameters_of(student)
+        curves += _train(student, cohort, config, site)
+        speakers[site] = _reading_only(student, cohort.part("train").present.any(0))
+    names = sorted(speakers)
+
+    def speaker(site: str) -> Speaker:
+        return speakers[site if site in speakers else names[derive_seed(config.seed, "local", site) % len(names)]]
+
+    return Trained(speaker, size, dict.fromkeys(names, 0), curves)
+
+
+def fedavg(consortium: Consortium) -> Trained:
+    """Trains one zero-filled multimodal network by FedAvg: what a Flower user does today. The reference set is one more site."""
+    config = consortium.config
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.seed, "fedavg"))
+        network = ZeroFilled(config, consortium.prior)
+    places = {s: (c.part("train"), c.part("validation")) for s, c in sorted(consortium.training.items())}
+    best, best_loss = module_arrays(network), np.inf
+    curves: list[dict[str, object]] = []
+    for number in range(ROUNDS + 1):
+        loss = _pooled_loss(network, [v for _, v in places.values()])
+        curves.append({"phase": "fedavg", "round": number, "group": "network", "split": "validation", "loss": loss})
+        if loss <= best_loss:
+            best, best_loss = module_arrays(network), loss
+        if number == ROUNDS:
+            break
+        updates: dict[str, Arrays] = {}
+        for site, (train, _) in places.items():
+            mine = copy.deepcopy(network)
+            seed = derive_seed(config.seed, "fedavg", number, site)
+            fit(mine, len(train), _loss(mine, train), config.refine.training, epochs=1, seed=seed)
+            updates[site] = module_arrays(mine)
+        network.load_state_dict(tensors(weighted_mean(updates, {s: len(places[s][0]) for s in updates})))
+    network.load_state_dict(tensors(best))
+    network.eval()
+    moved = 2 * ROUNDS * sum(a.nbytes for a in best.values())
+    sites = {s: moved for s in places if s != REFERENCE_FOLDER}
+    return Trained(lambda site: Speaker(STUDENT, network), parameters_of(network), sites, curves)
+
+
+class ZeroFilled(nn.Module):
+    """One multimodal network: the student's encoders on zeros where a modality is absent, concatenation, one head."""
+
+    def __init__(self, config: Config, prior: Tensor) -> None:
+        """Args: configuration, and log-odds of the outputs in training, [C]."""
+        super().__init__()
+        model, task = config.model, config.task
+        self.names = list(task.modalities)
+        self.encoders = nn.ModuleDict(
+            {n: build_encoder(m, model.student[m.kind], model.width, model.dropout) for n, m in task.modalities.items()}
+        )
+        width = model.width
+        last = nn.Linear(2 * width, len(task.outputs))
+        start_at(last, prior)
+        self.head = nn.Sequential(nn.Linear(len(self.names) * width, 2 * width), nn.GELU(), nn.Dropout(model.dropout), last)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Returns logits [B, C]."""
+        features = []
+        for at, name in enumerate(self.names):
+            x = batch.inputs[name]
+            held = batch.present[:, at].reshape(-1, *[1] * (x.ndim - 1))
+            features.append(self.encoders[name](torch.where(held, x, 0.0)))
+        logits: Tensor = self.head(torch.cat(features, 1))
+        return logits
+
+
+BASELINES: Mapping[str, Callable[[Consortium], Trained]] = {
+    "local": local,
+    "fedavg": fedavg,
+    "central": central,
+    "central-full": central,
+}
+
+
+def _loss(network: ZeroFilled, train: Cohort) -> Callable[[Tensor, torch.Generator], Tensor]:
+    def loss(index: Tensor, generator: torch.Generator) -> Tensor:
+        batch = train.batch(index)
+        return task_loss(train.task.type, network(batch), batch.labels).mean()
+
+    return loss
+
+
+@torch.no_grad()
+def _pooled_loss(network: ZeroFilled, held_out: list[Cohort]) -> float:
+    network.eval()
+    losses = [task_loss(c.task.type, network(c.batch()), c.labels) for c in held_out if len(c)]
+    return float(torch.cat(losses).mean()) if losses else float("inf")
+
+
+def _train(student: Student, cohort: Cohort, config: Config, place: str) -> list[dict[str, object]]:
+    validation = cohort.part("validation")
+    result = train_student(
+        student,
+        cohort.part("train"),
+        config,
+        config.distill.training,
+        teaching=None,
+        epochs=EPOCHS,
+        seed=derive_seed(config.seed, "baseline", place),
+        validation=validation,
+    )
+    curves: list[dict[str, object]] = []
+    for split, losses in (("train", result.training), ("validation", result.validation)):
+        curves += [{"phase": "train", "round": e, "group": place, "split": split, "loss": v} for e, v in enumerate(losses)]
+    return curves
+
+
+def _prior(cohort: Cohort) -> Tensor:
+    labels = cohort.part("train").labels
+    positives = torch.bincount(labels, minlength=len(cohort.task.outputs)) if labels.ndim == 1 else labels.sum(0)
+    return log_odds(cohort.task.type, positives.double().numpy(), float(len(labels)))
+
+
+def _reading_only(student: Student, known: Tensor) -> Speaker:
+    """Returns a speaker that masks the modalities which the student was never trained on; with none left it says the prior."""
+
+    def logits(batch: Batch) -> Tensor:
+        readable = batch.masked(known)
+        spoken = student(readable).prediction()
+        return torch.where(readable.present.any(1, keepdim=True), spoken, student.prior)
+
+    return Speaker(STUDENT, logits)

@@ -1,0 +1,70 @@
+"""Death in hospital, real ICU patients of real hospitals: the eICU demo, first 24 h, hospital-grouped folds."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from common.errors import ConsiliumError
+from simulations.benchmarks.base import Benchmark, Published
+from simulations.datasets import eicu
+
+METHODS = ("student", "teachers", "student-uniform", "student-no-kd", "fedavg", "local", "central", "central-full")
+LATE_FUSION = "late fusion of three logistic regressions"
+APACHE = "APACHE IVa, the score in clinical use"
+ROLES = {"train": "train", "reference": "reference", "evaluate": "test"}
+
+
+def prepare(folder: Path, seed: int, fold: int, variant: str | None, masked: bool) -> dict[str, Any]:
+    """Writes one fold as hospitals; see :data:`simulations.benchmarks.base.Prepare`."""
+    root = os.environ.get("CONSILIUM_DATA")
+    if not root:
+        raise ConsiliumError(
+            "CONSILIUM_DATA is not set: it names the folder that holds 'eicu_demo', the eICU Collaborative Research Database "
+            "Demo v2.0 of PhysioNet with the YAIB demo cohorts. Download both, put them there, and set CONSILIUM_DATA to that folder."
+        )
+    stays = eicu.load(Path(root) / "eicu_demo")
+    said = eicu.write_sites(
+        stays,
+        folder,
+        fold=fold,
+        seed=seed,
+        cohort="all" if variant == "all-stays" else "main",
+        sites="hospital" if variant == "hospital-sites" else "network",
+        masked=masked,
+    )
+    return {
+        "n": {ROLES[role]: counts for role, counts in said["n"].items()},
+        "exclusions": said["exclusions"],
+        "data_checksum": said["data_checksum"],
+    }
+
+
+def _measured(method: str, value: float, pattern: str, **more: Any) -> Published:
+    source = "pooled at one place, all modalities, out-of-fold, other folds of the same data"
+    return Published(method, "auroc", value, "measured", source, pattern=pattern, **more)
+
+
+BENCHMARK = Benchmark(
+    name="eicu-mortality",
+    title="Death in hospital from the first 24 h of an ICU stay: hourly series, APACHE table, diagnoses and history",
+    experiment="eicu-mortality",
+    data="real",
+    data_version="eICU Collaborative Research Database Demo v2.0 + YAIB demo cohorts",
+    task_type="binary",
+    modalities=("series", "table", "text"),
+    prepare=prepare,
+    methods=METHODS,
+    folds=5,
+    variants=(None, "all-stays", "hospital-sites"),
+    published=(
+        _measured("logistic regression", 0.723, "series", n=1571),
+        _measured("logistic regression", 0.777, "table", n=1571),
+        _measured("logistic regression", 0.708, "text", n=1571),
+        _measured(LATE_FUSION, 0.806, "all", n=1571),
+        Published(APACHE, "auroc", 0.834, "measured", "on the stays that have one", n=1191),
+        _measured(LATE_FUSION, 0.847, "all", n=2241, variant="all-stays"),
+        Published(APACHE, "auroc", 0.862, "measured", "on the stays that have one", n=1641, variant="all-stays"),
+    ),
+)

@@ -1,0 +1,175 @@
+"""One cell of a benchmark: a method on a seed and a fold."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from client.site import OWN_FOLDER
+from common.arrays import write_json
+from common.config import Config, load_config
+from common.data.ingest.frames import read_frame
+from common.data.manifest import hospital_folders, load_manifest
+from common.errors import ConsiliumError
+from common.evaluation.predictions import predict_patterns
+from common.models.ensemble import build_teacher
+from common.models.student import Student, parameters_of
+from simulations.baselines import BASELINES, open_consortium
+from simulations.benchmarks.base import Benchmark
+from simulations.inproc import run_inproc
+from simulations.launch import run_flower
+
+RUNS: dict[str, tuple[str, ...]] = {
+    "student": (),
+    "student-uniform": ("weights=uniform",),
+    "student-no-kd": ("distill.beta=0", "distill.gamma=0", "distill.delta=0", "refine.labels=1"),
+    "teachers": ("distill.epochs=0", "refine.rounds=0"),
+}
+"""Methods that are a run of the five phases -> overrides. Without teachers the labels must do all the work, at the sites too."""
+
+DEBUG = ("teach.rounds=2", "distill.epochs=2", "refine.rounds=1")
+RUN_FOLDER = "run"
+FLOWER_TIMEOUT_S = 3600.0
+
+
+def methods() -> list[str]:
+    """Returns the names of all methods."""
+    return sorted([*RUNS, *BASELINES])
+
+
+def run_cell(
+    method: str,
+    benchmark: Benchmark,
+    *,
+    sites: Path,
+    out: Path,
+    seed: int,
+    fold: int,
+    variant: str | None,
+    runtime: str,
+    debug: bool,
+) -> None:
+    """Runs one cell and writes ``predictions.parquet`` and, last, ``cell.json`` into its folder.
+
+    Args:
+        method: One of :func:`methods`.
+        benchmark: Whose experiment configures it.
+        sites: Sites folder of the cell.
+        out: Folder of the cell, which exists.
+        seed: Run seed.
+        fold: Test fold, for the record.
+        variant: Variant of the benchmark, for the record.
+        runtime: ``inproc`` or ``flwr``; baselines are no Flower run.
+        debug: Whether training is cut short.
+
+    Raises:
+        ConsiliumError: If the method is unknown, the configuration is refused or a Flower run fails.
+        RunFailed: If an in-process run fails.
+    """
+    torch.set_num_threads(1)
+    started = time.monotonic()
+    overrides = [f"seed={seed}", *RUNS.get(method, ()), *(DEBUG if debug else ())]
+    config = load_config(benchmark.experiment, overrides)
+    if method in RUNS:
+        said, predictions = _federated(config, benchmark.experiment, overrides, sites, out, runtime)
+    else:
+        said, predictions = _baseline(method, config, sites)
+    predictions.to_parquet(out / "predictions.parquet", index=False)
+    write_json(
+        out / "cell.json",
+        {
+            "method": method,
+            "seed": seed,
+            "fold": fold,
+            "variant": variant,
+            "seconds": round(time.monotonic() - started, 1),
+            **said,
+            "status": "finished",
+        },
+    )
+
+
+def _federated(
+    config: Config, experiment: str, overrides: list[str], sites: Path, out: Path, runtime: str
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Runs the five phases and collects the predictions from the hospitals' folders, which a simulation owns."""
+    run_dir = out / RUN_FOLDER
+    shutil.rmtree(run_dir, ignore_errors=True)
+    if runtime == "flwr":
+        run_flower(
+            experiment=experiment,
+            overrides=overrides,
+            run_dir=run_dir,
+            sites=sites,
+            num_supernodes=len(hospital_folders(sites)),
+            timeout_s=FLOWER_TIMEOUT_S,
+            show=False,
+        )
+    else:
+        run_inproc(sites=sites, run_dir=run_dir, experiment=experiment, overrides=overrides)
+    state = json.loads((run_dir / "state.json").read_text(encoding="utf-8"))
+    groups = sorted({g for s in state["sites"].values() for g in s["groups"]})
+    size = (
+        sum(parameters_of(build_teacher(g, config.task, config.model)) for g in groups)
+        if config.distill.epochs == 0 and config.refine.rounds == 0
+        else parameters_of(Student(config.task, config.model))
+    )
+    moved = {
+        s: sum(sum(ways) for ways in phases.values()) for s, phases in state["traffic"].items() if state["sites"][s]["groups"]
+    }
+    weights = [{k: v for k, v in w.items() if k != "omega"} for w in state["weights"]]
+    said = {"parameters": size, "bytes_per_site": moved, "weights": weights, "curves": state["curves"]}
+    return said, collect_predictions(sites, f"{out.name}-{RUN_FOLDER}")
+
+
+def collect_predictions(sites: Path, run: str) -> pd.DataFrame:
+    """Moves the predictions of a run out of the folders of simulated hospitals.
+
+    Args:
+        sites: Sites folder.
+        run: Name of the run.
+
+    Returns:
+        The predictions of all sites with columns ``site`` and ``patient`` (a hash of the patient's name).
+
+    Raises:
+        ConsiliumError: If no site has any.
+    """
+    frames = []
+    for folder in hospital_folders(sites):
+        place = folder / OWN_FOLDER / run
+        if (place / "predictions.parquet").is_file():
+            frames.append(_with_patients(folder, pd.read_parquet(place / "predictions.parquet")))
+            shutil.rmtree(place)
+    if not frames:
+        raise ConsiliumError(f"No site under {sites} kept predictions of run '{run}'. See events.jsonl of the run.")
+    return pd.concat(frames, ignore_index=True)
+
+
+def _with_patients(folder: Path, predictions: pd.DataFrame) -> pd.DataFrame:
+    """Adds the site and a key by which the visits of one patient are found, wherever they lie."""
+    manifest = load_manifest(folder)
+    names = read_frame(folder / manifest.patients)[manifest.patient].astype(str)
+    keys = names.map(lambda name: hashlib.sha256(name.encode()).hexdigest()[:16]).to_numpy()
+    return predictions.assign(site=manifest.site, patient=keys[predictions["row"].to_numpy()])
+
+
+def _baseline(method: str, config: Config, sites: Path) -> tuple[dict[str, Any], pd.DataFrame]:
+    if method not in BASELINES:
+        raise ConsiliumError(f"There is no method '{method}'. Known: {', '.join(methods())}")
+    consortium = open_consortium(sites, config)
+    trained = BASELINES[method](consortium)
+    folders = {load_manifest(f).site: f for f in hospital_folders(sites)}
+    frames = [
+        _with_patients(folders[site], predict_patterns(cohort, [trained.speaker(site)]))
+        for site, cohort in consortium.testing.items()
+    ]
+    said = {"parameters": trained.parameters, "bytes_per_site": trained.bytes_per_site, "weights": [], "curves": trained.curves}
+    return said, pd.concat(frames, ignore_index=True)
