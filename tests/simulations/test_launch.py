@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from common import flower
 from common.errors import ConsiliumError
 from simulations import launch
 
@@ -56,6 +57,8 @@ def main(grid, context):
         raise RuntimeError("quorum not reached: 1 of 2")
     if config["experiment"] == "hang":
         time.sleep(600)
+    while len(list(grid.get_node_ids())) < 2:  # a simulation adds its nodes while this runs already
+        time.sleep(0.1)
     messages = [Message(RecordDict(), dst_node_id=node, message_type="query") for node in grid.get_node_ids()]
     replies = [dict(reply.content["said"]) for reply in grid.send_and_receive(messages)]
     (folder / "said.json").write_text(json.dumps({"config": config, "replies": replies, "env": dict(os.environ)}))
@@ -98,7 +101,7 @@ def left_behind(sites: Path) -> list[str]:
 
 
 def run(app: Path, tmp_path: Path, experiment: str, *, timeout_s: float = 180, overrides: tuple[str, ...] = ()) -> Path:
-    launch.run_flower(
+    flower.run_flower(
         experiment=experiment,
         overrides=overrides,
         run_dir=tmp_path / "run",
@@ -115,11 +118,11 @@ def test_a_run_completes_isolated_from_others_and_leaves_nothing(
     app: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken = socket.create_server(("127.0.0.1", 0))
-    ports = [taken.getsockname()[1], launch._free_port()]
-    monkeypatch.setattr(launch, "_free_port", lambda: ports.pop(0))
+    ports = [taken.getsockname()[1], flower._free_port()]
+    monkeypatch.setattr(flower, "_free_port", lambda: ports.pop(0))
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / "foreign"))
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    monkeypatch.setenv("PYTHONPATH", str(launch.project_root()))
+    monkeypatch.setenv("PYTHONPATH", str(flower.project_root()))
     overrides = ("distill.temperature=4", "modalities=['a b',c]")
     with taken:
         folder = run(app, tmp_path, "talk", overrides=overrides)
@@ -129,7 +132,7 @@ def test_a_run_completes_isolated_from_others_and_leaves_nothing(
     assert shlex.split(said["config"]["overrides"]) == list(overrides)
     assert sorted(reply["partition"] for reply in said["replies"]) == [0, 1]
     assert {reply["sites"] for reply in said["replies"]} == {str(tmp_path / "sites")}
-    assert not any(Path(reply["file"]).is_relative_to(launch.project_root()) for reply in said["replies"])
+    assert not any(Path(reply["file"]).is_relative_to(flower.project_root()) for reply in said["replies"])
     assert said["env"]["FLWR_TELEMETRY_ENABLED"] == "0"
     assert said["env"]["OMP_NUM_THREADS"] == "1"
     assert not Path(said["env"]["FLWR_HOME"]).exists()
@@ -141,6 +144,22 @@ def test_a_failed_run_raises_with_the_reason_and_the_log(app: Path, tmp_path: Pa
     with pytest.raises(ConsiliumError, match=r"finished:failed.*quorum not reached: 1 of 2.*flower\.log"):
         run(app, tmp_path, "fail")
     assert "RuntimeError: quorum not reached" in (tmp_path / "run" / "flower.log").read_text(encoding="utf-8")
+    assert not left_behind(tmp_path / "sites")
+
+
+def test_a_run_is_resumed_on_a_superlink_that_stays(app: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with flower._superlink(tmp_path / "sites", tmp_path / "superlink.log") as link:
+        monkeypatch.setenv("FLWR_HOME", link.env["FLWR_HOME"])
+        flower.run_flower_at(link.connection, run_dir=folder, num_supernodes=2, app=app)
+        said = json.loads((folder / "said.json").read_text(encoding="utf-8"))
+        assert said["config"] == {"experiment": "", "overrides": "", "run-dir": str(folder), "resume": True}
+        assert sorted(reply["partition"] for reply in said["replies"]) == [0, 1]
+        (app / "server" / "app.py").write_text(SERVER.replace('config["experiment"] == "fail"', "True"), encoding="utf-8")
+        with pytest.raises(ConsiliumError, match=r"finished:failed.*quorum not reached: 1 of 2.*flower\.log"):
+            flower.run_flower_at(None, run_dir=folder, num_supernodes=2, app=app)
+        assert any("flower-superlink" in line for line in left_behind(tmp_path / "sites"))
     assert not left_behind(tmp_path / "sites")
 
 
@@ -161,11 +180,11 @@ def test_a_launcher_that_is_told_to_stop_ends_what_it_started(
     app: Path, tmp_path: Path, number: signal.Signals, when: str
 ) -> None:
     code = (
-        "import sys; from pathlib import Path; from simulations.launch import run_flower; "
+        "import sys; from pathlib import Path; from common.flower import run_flower; "
         "run_flower(experiment='hang', overrides=(), run_dir=Path('run'), sites=Path('sites'), num_supernodes=2, "
         "timeout_s=180, app=Path('app'), show=False)"
     )
-    env = os.environ | {"PYTHONPATH": str(launch.project_root())}
+    env = os.environ | {"PYTHONPATH": str(flower.project_root())}
     launcher = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (tmp_path / "run" / when).exists() or not left_behind(tmp_path / "sites"):
@@ -178,9 +197,9 @@ def test_a_launcher_that_is_told_to_stop_ends_what_it_started(
 
 
 def test_without_its_sources_the_project_says_what_to_do_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "__file__", str(tmp_path / "simulations" / "launch.py"))
+    monkeypatch.setattr(flower, "__file__", str(tmp_path / "common" / "flower.py"))
     with pytest.raises(ConsiliumError, match="'inproc'"):
-        launch.project_root()
+        flower.project_root()
 
 
 def test_the_demonstration_shows_every_hospital_that_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,150 @@
+"""A round in which nobody is at fault (who is: test_misbehaviour.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from flwr.app import Message
+
+from common.errors import ConsiliumError
+from server import checkpoint
+from server.phases import enrol
+from server.record import Record
+from server.rounds import RunFailed, require_quorum
+from server.run import open_run
+from tests.server import fakes
+from tests.server.fakes import Clock, ScriptedGrid, Site, small_config
+
+pytestmark = pytest.mark.usefixtures("clock")
+PAIR = (Site("ash"), Site("birch"))
+
+
+def test_a_group_needs_its_share_of_sites_and_at_least_one() -> None:
+    require_quorum("x", 0, ["a", "b"], ["b"], 0.5)
+    require_quorum("x", 0, ["a", "b", "c"], ["a", "c", "stranger"], 0.6)
+    for members, answered, share in ((["a", "b"], ["b"], 0.51), (["a"], ["stranger"], 0.01), ([], [], 0.5)):
+        with pytest.raises(RunFailed, match="lost its quorum in round 7"):
+            require_quorum("x", 7, members, answered, share)
+
+
+def test_without_a_single_site_the_run_fails_and_says_what_to_start(tmp_path: Path, clock: Clock) -> None:
+    with pytest.raises(RunFailed, match=r"no site is connected\. Start the SuperNodes first"):
+        fakes.perform(tmp_path / "run", [])
+    assert clock.now >= enrol.CONNECT_SECONDS
+    assert checkpoint.load(tmp_path / "run").failed_in == "enrolling"
+
+
+def test_nodes_that_turn_up_one_by_one_are_all_waited_for(tmp_path: Path) -> None:
+    class Growing(ScriptedGrid):
+        known = 0
+
+        def get_node_ids(self) -> Iterable[int]:
+            self.known = min(self.known + 1, len(self.sites))
+            return list(self.sites)[: self.known]
+
+    run = open_run(Growing([*PAIR, Site("cedar")]), tmp_path / "run", small_config())
+    assert sorted(enrol.roll_call(run)) == ["ash", "birch", "cedar"]
+
+
+def test_a_simulation_with_too_few_nodes_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match=r"6 hospitals, but there are only 2 node\(s\).*--federation-config 'num-supernodes=6'"):
+        fakes.perform(tmp_path / "run", [Site("ash", folders=6), Site("birch", folders=6)])
+
+
+def test_a_simulated_hospital_that_refuses_is_no_missing_node(tmp_path: Path) -> None:
+    refuses = fakes.in_round("query.enrol", 0, fakes.error("Site 'cedar' refuses: 9 of 40 patient rows have a fault"))
+    fakes.perform(tmp_path / "run", [Site("ash", folders=3), Site("birch", folders=3), Site("cedar", script=refuses, folders=3)])
+    (event,) = fakes.rounds(tmp_path / "run", "enrol")
+    assert "9 of 40 patient rows have a fault" in event["left_out"]["node:3"]
+    assert sorted(checkpoint.load(tmp_path / "run").sites) == ["ash", "birch"]
+
+
+def test_when_nobody_can_enrol_the_reasons_are_given(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match=r"no site could enrol\. Reasons: node:1: it answered with an error: the disk is full"):
+        fakes.perform(tmp_path / "run", [Site("ash", script=fakes.error("the disk is full"))])
+
+
+def test_a_task_whose_modality_nobody_holds_fails_in_enrol(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match=r"no site trains on signs, which task 'small' asks for\. Invite a site that holds it"):
+        fakes.perform(tmp_path / "run", [Site("ash", {"labs": 40}), Site("birch", {"labs": 40})])
+    state = checkpoint.load(tmp_path / "run")
+    assert (state.failed_in, state.sites) == ("enrolling", {})
+
+
+def test_a_site_that_is_offline_is_left_out_and_asked_again_when_it_is_back(tmp_path: Path) -> None:
+    def disconnects(message: Message, reply: object) -> object:
+        if message.metadata.group_id == "train.teach/0":
+            grid.offline.add(3)
+        if message.metadata.group_id == "train.teach/1":
+            grid.offline.clear()
+        return reply
+
+    grid = ScriptedGrid([Site("ash", script=disconnects), Site("birch"), Site("cedar")])  # type: ignore[arg-type]
+    fakes.play(open_run(grid, tmp_path / "run", small_config()))
+    said = [r["left_out"] for r in fakes.rounds(tmp_path / "run", "teach")]
+    assert said == [{}, {"cedar": "it is offline"}, {}]
+
+
+def test_a_site_that_is_gone_when_a_run_is_resumed_is_offline(tmp_path: Path) -> None:
+    fails = fakes.in_round("train.teach", 1, lambda *_: None)
+    with pytest.raises(RunFailed):
+        fakes.perform(tmp_path / "run", [Site("ash", script=fails), Site("birch", script=fails), Site("cedar", script=fails)])
+    fakes.perform(tmp_path / "run", PAIR, resume=True)
+    assert all(r["left_out"] == {"cedar": "it is offline"} for r in fakes.rounds(tmp_path / "run", "teach")[2:])
+    assert checkpoint.load(tmp_path / "run").phase == "finished"
+
+
+def test_a_message_that_cannot_be_sent_costs_its_site_the_round_only(tmp_path: Path) -> None:
+    class Refusing(ScriptedGrid):
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            messages = list(messages)
+            if any(m.metadata.group_id == "train.teach/0" and m.metadata.dst_node_id == 1 for m in messages):
+                return []  # what Flower does with a message that is too large
+            return super().push_messages(messages)
+
+    fakes.play(open_run(Refusing([*PAIR, Site("cedar")]), tmp_path / "run", small_config()))
+    said = [r["left_out"] for r in fakes.rounds(tmp_path / "run", "teach")]
+    assert said == [{"ash": "the message could not be sent"}, {}, {}]
+
+
+def test_the_bytes_of_every_site_and_phase_are_counted(tmp_path: Path) -> None:
+    fakes.perform(tmp_path / "run", PAIR)
+    traffic = checkpoint.load(tmp_path / "run").traffic
+    assert sorted(traffic) == ["ash", "birch"]
+    assert all(sorted(phases) == ["enrol", "patterns", "refine", "teach"] for phases in traffic.values())
+    rounds = Record(tmp_path / "run").events("round")
+    for way, name in enumerate(("bytes_sent", "bytes_received")):
+        assert sum(t[phase][way] for t in traffic.values() for phase in t) == sum(r[name] for r in rounds)
+
+
+def test_a_directory_that_holds_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    fakes.perform(tmp_path / "run", PAIR)
+    with pytest.raises(ConsiliumError, match=r"already holds a run\. Continue it with: consilium-server resume"):
+        fakes.perform(tmp_path / "run", PAIR)
+
+
+def test_a_finished_run_that_is_resumed_asks_nobody(tmp_path: Path) -> None:
+    fakes.perform(tmp_path / "run", PAIR)
+    before = (tmp_path / "run" / "student.safetensors").read_bytes()
+    grid = fakes.perform(tmp_path / "run", PAIR, resume=True)
+    assert grid.pushed == []
+    assert (tmp_path / "run" / "student.safetensors").read_bytes() == before
+
+
+def test_a_fault_of_the_server_fails_the_run_without_telling_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(*_: object) -> None:
+        raise KeyError("P12345")
+
+    monkeypatch.setattr("server.app.PHASES", {"teaching": breaks})
+    with pytest.raises(KeyError):
+        fakes.perform(tmp_path / "run", PAIR)
+    assert checkpoint.load(tmp_path / "run").reason == "KeyError in the server; its log holds more"
+
+
+def test_a_damaged_configuration_says_what_to_do(tmp_path: Path) -> None:
+    fakes.perform(tmp_path / "run", PAIR)
+    (tmp_path / "run" / "config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ConsiliumError, match=r"config\.json is damaged\. Restore it"):
+        fakes.perform(tmp_path / "run", PAIR, resume=True)

@@ -1,0 +1,55 @@
+"""What may be aggregated (what a site may send wrong in a run: test_misbehaviour.py)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from common.messages import Arrays
+from server.update_gate import fault, not_finite, score_fault
+
+SENT: dict[str, Arrays] = {"labs/small": {"w": np.zeros((2, 3), np.float32), "steps": np.array(3, np.int64)}}
+HONEST: dict[str, Arrays] = {"labs/small": {"w": np.ones((2, 3), np.float32), "steps": np.array(4, np.int64)}}
+
+
+def changed(**arrays: np.ndarray) -> dict[str, Arrays]:  # type: ignore[type-arg]
+    return {"labs/small": HONEST["labs/small"] | arrays}
+
+
+def test_an_honest_update_passes_with_as_many_patients_as_asked_for() -> None:
+    assert fault(HONEST, SENT, {"labs/small": 5}, 5) is None
+    assert fault({}, SENT, {}, 5) is None
+
+
+@pytest.mark.parametrize(
+    ("update", "counts", "reason"),
+    [
+        ({"ct/base": {}}, {"ct/base": 9}, "it holds 'ct/base', which it was not asked for"),
+        ({"labs/small": {"w": HONEST["labs/small"]["w"]}}, {"labs/small": 9}, "the arrays of 'labs/small' have other names"),
+        (
+            changed(w=np.ones((3, 2), np.float32)),
+            {"labs/small": 9},
+            "'w' of 'labs/small' is float32 (3, 2), float32 (2, 3)",
+        ),
+        (
+            changed(w=np.ones((2, 3), np.float16)),
+            {"labs/small": 9},
+            "'w' of 'labs/small' is float16 (2, 3), float32 (2, 3)",
+        ),
+        (changed(w=np.full((2, 3), np.nan, np.float32)), {"labs/small": 9}, "'w' of 'labs/small' holds NaN or infinity"),
+        (changed(w=np.full((2, 3), -np.inf, np.float32)), {"labs/small": 9}, "'w' of 'labs/small' holds NaN or infinity"),
+        (HONEST, {"labs/small": 4}, "'labs/small' rests on 4 training visits, fewer than federation.min_patients = 5"),
+        (HONEST, {"labs/small": -4}, "'labs/small' rests on -4 training visits"),
+        (HONEST, {}, "'labs/small' rests on 0 training visits"),
+    ],
+)
+def test_an_update_is_refused_with_the_reason(update: dict[str, Arrays], counts: dict[str, int], reason: str) -> None:
+    assert (fault(update, SENT, counts, 5) or "").startswith(reason)
+
+
+def test_numbers_must_be_finite_and_rest_on_visits() -> None:
+    assert not_finite({"loss": 0.5}) is None
+    assert not_finite({"loss": 0.5, "gain": float("inf")}) == "its gain is NaN or infinite"
+    assert score_fault({"labs/small": (0.5, 1)}) is None
+    assert score_fault({"labs/small": (float("nan"), 1)}) == "its validation loss of 'labs/small' is NaN or infinite"
+    assert score_fault({"labs/small": (0.5, 0)}) == "its validation loss of 'labs/small' rests on 0 visits"
