@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import platform
 
@@ -75,6 +76,8 @@ def enrol(site: Site, config: Config, request: EnrolRequest, sites_here: int) ->
         excluded=len({f.row for f in site.cohort.findings}),
         versions={"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
         moments=moments_arrays(moments) if trains else {},
+        data=site.manifest.data,
+        checksum=hashlib.sha256((site.folder / site.manifest.patients).read_bytes()).hexdigest(),
     )
 
 

@@ -51,9 +51,9 @@ class WireMessage:
         body: dict[str, Any] = {}
         for f in fields(self):
             value = getattr(self, f.name)
-            if _depth(type(self), f.name) == 1:
+            if _schema(type(self))[f.name].depth == 1:
                 record[f"arrays/{f.name}"] = _array_record(value)
-            elif _depth(type(self), f.name) == 2:
+            elif _schema(type(self))[f.name].depth == 2:
                 body[f.name] = sorted(value)
                 for key, arrays in value.items():
                     record[f"arrays/{f.name}/{key}"] = _array_record(arrays)
@@ -80,12 +80,12 @@ class WireMessage:
         values: dict[str, Any] = {}
         try:
             for f in fields(cls):
-                if _depth(cls, f.name) == 1:
+                if _schema(cls)[f.name].depth == 1:
                     values[f.name] = _arrays(record[f"arrays/{f.name}"])
-                elif _depth(cls, f.name) == 2:
+                elif _schema(cls)[f.name].depth == 2:
                     values[f.name] = {k: _arrays(record[f"arrays/{f.name}/{k}"]) for k in body[f.name]}
-                else:
-                    values[f.name] = _adapter(cls, f.name).validate_python(body[f.name])
+                elif (adapter := _schema(cls)[f.name].adapter) is not None:
+                    values[f.name] = adapter.validate_python(body[f.name])
         except Exception as error:  # pydantic's and NumPy's readers raise many kinds, whose texts quote values
             raise MessageError(f"field '{f.name}' of {cls.__name__} does not fit its schema ({type(error).__name__})") from None
         return cls(**values)
@@ -95,30 +95,32 @@ class WireMessage:
         total = 0
         for f in fields(self):
             value = getattr(self, f.name)
-            if _depth(type(self), f.name) == 1:
+            if _schema(type(self))[f.name].depth == 1:
                 total += sum(a.nbytes for a in value.values())
-            elif _depth(type(self), f.name) == 2:
+            elif _schema(type(self))[f.name].depth == 2:
                 total += sum(a.nbytes for arrays in value.values() for a in arrays.values())
             else:
                 total += len(json.dumps(value))
         return total
 
 
-@cache
-def _hints(cls: type[WireMessage]) -> dict[str, Any]:
-    return get_type_hints(cls)
+@dataclass(frozen=True)
+class _Field:
+    """How a field travels: ``depth`` 1 for arrays, 2 for a mapping to arrays, 0 for JSON that ``adapter`` validates."""
+
+    depth: int
+    adapter: TypeAdapter[Any] | None
 
 
-@cache
-def _depth(cls: type[WireMessage], name: str) -> int:
-    """Returns 1 for a field of arrays, 2 for a mapping to arrays, 0 for JSON."""
-    hint = _hints(cls)[name]
-    return 1 if hint == Arrays else 2 if hint == dict[str, Arrays] else 0
+_SCHEMAS: dict[str, dict[str, _Field]] = {}
 
 
-@cache
-def _adapter(cls: type[WireMessage], name: str) -> TypeAdapter[Any]:
-    return TypeAdapter(_hints(cls)[name])
+def _schema(cls: type[WireMessage]) -> dict[str, _Field]:
+    """Returns how every field of a message travels; worked out once."""
+    if cls.__name__ not in _SCHEMAS:
+        depths = {n: 1 if h == Arrays else 2 if h == dict[str, Arrays] else 0 for n, h in get_type_hints(cls).items()}
+        _SCHEMAS[cls.__name__] = {n: _Field(d, None if d else TypeAdapter(get_type_hints(cls)[n])) for n, d in depths.items()}
+    return _SCHEMAS[cls.__name__]
 
 
 def _array_record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
@@ -174,6 +176,8 @@ class EnrolReply(WireMessage):
         excluded: Rows left out because of a fault.
         versions: Software versions.
         moments: Modality -> count, mean, variance of its features over training visits, small counts suppressed.
+        data: ``real`` or ``generated``.
+        checksum: SHA-256 of its patient table.
     """
 
     site: str
@@ -187,6 +191,8 @@ class EnrolReply(WireMessage):
     excluded: int
     versions: dict[str, str]
     moments: dict[str, Arrays]
+    data: str = "real"
+    checksum: str = ""
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ def main(grid: Grid, context: Context) -> None:
         RunFailed: If the run fails; Flower shows it as failed.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     wanted = str(context.run_config.get("run-dir", ""))
     if context.run_config.get("resume"):
         run = open_run(grid, Path(wanted).resolve(), None)

@@ -28,12 +28,18 @@ class Enrolled:
         groups: (modality, architecture) groups that it trains.
         visits: Split -> visits.
         patterns: Pattern -> visits; None where hidden.
+        excluded: Rows left out because of a fault.
+        data: ``real`` or ``generated``.
+        checksum: SHA-256 of its patient table.
     """
 
     role: str
     groups: list[str]
     visits: dict[str, int]
     patterns: dict[str, int | None]
+    excluded: int = 0
+    data: str = "real"
+    checksum: str = ""
 
 
 @dataclass

@@ -95,9 +95,10 @@ def learn_weights(
 ) -> dict[str, Tensor]:
     """Learns omega by look-ahead and writes it into the student; theta is left as it was.
 
-    Shadow students learn with the current omega on the training part of a fold, an epoch per step, and every fold's meta part says
-    whether a virtual step with these weights helped. With fewer events than ``weights.cross_fit_below`` there are five patient folds,
-    so that every patient serves as meta patient for a shadow that never saw it; else there is one fold, the split's.
+    Shadow students learn with the current omega on the training part of a fold, an epoch per step, and every fold's meta part
+    says whether a virtual step with these weights helped. With fewer events than ``weights.cross_fit_below`` there are five
+    patient folds, so that every patient serves as meta patient for a shadow that never saw it; else there is one fold, the
+    split's.
 
     Returns:
         State of Adam on omega.

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
-import platform
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,6 +19,7 @@ from common.arrays import standardisation_of, tensors, write_arrays, write_json
 from common.config import Config, from_json, to_json
 from common.data.cohort import Cohort
 from common.errors import ConsiliumError
+from common.evaluation import results
 from common.learning.loop import derive_seed
 from common.messages import code_hash
 from common.models.ensemble import Ensembles
@@ -29,6 +28,7 @@ from server import checkpoint
 from server.checkpoint import RunState
 from server.record import Record
 from server.reference import open_reference
+from server.results import environment, summary
 from server.rounds import Council
 
 CONFIG_FILE = "config.json"
@@ -139,6 +139,7 @@ class Run:
         folder.mkdir(exist_ok=True)
         for group, arrays in self.state.teachers().items():
             write_arrays(folder / f"{group.replace('/', '-')}.safetensors", arrays, group=group)
+        write_json(self.folder / results.FILE_NAME, summary(self.config, self.state).model_dump(mode="json"))
 
 
 def open_run(grid: Grid, folder: Path, config: Config | None) -> Run:
@@ -198,9 +199,3 @@ def default_folder(name: str) -> Path:
     """Returns a new run directory: under ``CONSILIUM_RUNS``, else ``runs`` in the home directory's ``.consilium``."""
     root = Path(os.environ.get("CONSILIUM_RUNS") or Path.home() / ".consilium" / "runs")
     return root.resolve() / name / datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-
-
-def environment() -> dict[str, Any]:
-    """Returns versions of what the run stands on."""
-    versions = {p: importlib.metadata.version(p) for p in PACKAGES}
-    return {"python": platform.python_version(), "platform": platform.platform(), "packages": versions, "code": code_hash()}

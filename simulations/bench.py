@@ -23,9 +23,10 @@ from rich.console import Console
 
 from common.arrays import write_json
 from common.errors import ConsiliumError, nearest
+from common.evaluation.results import load_results
 from simulations.benchmarks.base import Benchmark, get
 from simulations.figures import draw_figures
-from simulations.results import Cell, load_cell, load_results
+from simulations.results import Cell, load_cell
 from simulations.scores import build_results
 from simulations.workers import Job, RunCell, Work, run_jobs
 

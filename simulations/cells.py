@@ -19,12 +19,12 @@ from common.data.ingest.frames import read_frame
 from common.data.manifest import hospital_folders, load_manifest
 from common.errors import ConsiliumError
 from common.evaluation.predictions import predict_patterns
+from common.flower import run_flower
 from common.models.ensemble import build_teacher
 from common.models.student import Student, parameters_of
 from simulations.baselines import BASELINES, open_consortium
 from simulations.benchmarks.base import Benchmark
 from simulations.inproc import run_inproc
-from simulations.launch import run_flower
 
 RUNS: dict[str, tuple[str, ...]] = {
     "student": (),

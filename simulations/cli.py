@@ -14,10 +14,10 @@ from rich.table import Table
 
 from common.errors import ConsiliumError
 from common.evaluation.intervals import Interval
+from common.evaluation.results import Comparison, Results, Row, load_results
 from simulations import bench
 from simulations.benchmarks.base import benchmarks, get
 from simulations.figures import NAMES
-from simulations.results import Comparison, Results, Row, load_results
 
 PLAIN_WIDTH = 150
 app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, add_completion=False, help=__doc__)

@@ -37,7 +37,7 @@ from common.data.manifest import FILE_NAME
 from common.errors import ConsiliumError, nearest
 from simulations.signs import ADMISSION_UNITS, CATEGORIES, LABS, Array, draw_admission, draw_chest, draw_labs, draw_note
 
-VERSION = 1
+VERSION = 2
 RECORD = "consortium.json"
 SHIFT = {"admission": 1.0, "cxr": 1.15, "labs": 1.2, "notes": 1.1}
 SHARED = 0.1
@@ -280,6 +280,7 @@ def _write_hospital(folder: Path, hospital: Hospital, cohort: Cohort, seed: int)
     manifest = {
         "schema_version": 1,
         "site": hospital.slug,
+        "data": "generated",
         "patients": habits.patients,
         "patient": habits.patient,
         "visit": habits.visit,

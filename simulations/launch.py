@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
 from common.data.manifest import hospital_folders
 from common.errors import ConsiliumError
+from common.evaluation.metrics import metrics
+from common.evaluation.predictions import ALL, STUDENT, TEACHERS
+from common.evaluation.results import FILE_NAME, load_results
 from common.flower import run_flower
+from simulations.cells import collect_predictions
 from simulations.consortium import write_demo
 
 
@@ -40,22 +44,39 @@ def demo() -> Path:
         num_supernodes=len(hospital_folders(sites)),
         timeout_s=900,
     )
-    _show(run_dir)
-    print(f"Done in {time.monotonic() - started:.0f} s. Student, teachers, weights and record of the run lie in {run_dir}")
+    _show(run_dir, sites)
+    print(
+        f"Done in {time.monotonic() - started:.0f} s. Student, teachers, weights, results and record of the run lie in {run_dir}"
+    )
     return run_dir
 
 
-def _show(run_dir: Path) -> None:
-    """Prints what the hospitals reported of student and teachers, as it stands in the run's state."""
-    found: dict[str, dict[str, str]] = {}
-    for row in json.loads((run_dir / "state.json").read_text(encoding="utf-8"))["evaluation"]:
-        cells = found.setdefault(row["site"], {})
-        if row["pattern"] == "all" and row["metric"] == "auroc":
-            cells |= {row["model"]: f"{row['value']:.3f}", "visits": str(row["n"])}
-    table = Table("hospital", "student", "teachers", "visits", title="AUROC on each hospital's test patients")
-    for site, cells in sorted(found.items()):
-        table.add_row(site, *(cells.get(column, "-") for column in ("student", "teachers", "visits")))
+def _show(run_dir: Path, sites: Path) -> None:
+    """Prints what the student and the teachers are worth on all hospitals' test patients together, pattern by pattern.
+
+    Only a simulation can: it owns the hospitals' folders, where the predictions lie.
+    """
+    predictions = collect_predictions(sites, f"{run_dir.parent.name}-{run_dir.name}")
+    predictions.to_parquet(run_dir / "predictions.parquet", index=False)
+    whole = predictions[predictions["model"].isin([STUDENT, TEACHERS])]
+    title = "AUROC on the test patients of all hospitals (generated data)"
+    table = Table("modalities present", "student", "teachers", "visits", title=title)
+    for pattern in sorted(map(str, whole["pattern"].unique()), key=lambda p: (p != ALL, p.count("+"), p)):
+        part = whole[whole["pattern"] == pattern]
+        cells = [_auroc(part[part["model"] == model]) for model in (STUDENT, TEACHERS)]
+        table.add_row("whatever each patient has" if pattern == ALL else pattern, *cells, str(part["row"].count() // 2))
     Console().print(table)
+    results = load_results(run_dir / FILE_NAME)
+    sizes = {r.method: r.parameters for r in results.rows if r.parameters}
+    teachers = [n for m, n in sizes.items() if m != STUDENT]
+    print(f"Parameters: student {sizes.get(STUDENT, 0):,}; its {len(teachers)} teachers {sum(teachers):,}")
+    last = {w.modality: w.value for w in results.weights}
+    print("Modality weights: " + ", ".join(f"{m} {v:.2f}" for m, v in last.items()))
+
+
+def _auroc(predictions: pd.DataFrame) -> str:
+    found = metrics("binary", predictions[["score"]].to_numpy(), predictions[["label"]].to_numpy())
+    return f"{found['auroc']:.3f}" if "auroc" in found else "-"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

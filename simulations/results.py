@@ -1,4 +1,4 @@
-"""The formats of a benchmark run on disk: the cells that go in, ``results.json`` that comes out.
+"""The cells of a benchmark run on disk, and what they stand on.
 
 A cell is one (method, seed, fold). ``predictions.parquet`` holds one line per test row, pattern, model and output; ``cell.json``
 says what it cost and how it went, and is written last.
@@ -15,87 +15,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from common.errors import ConsiliumError
 from common.evaluation.metrics import as_matrices
 
 COLUMNS = ("site", "row", "patient", "pattern", "model", "output", "score", "label")
 PACKAGES = ("flwr", "torch", "torchmetrics", "numpy", "pandas", "scikit-learn", "scipy", "opacus")
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Row(_Strict):
-    """One metric of one method on one pattern; pooled over sites, folds and outputs where these are None.
-
-    ``published`` holds the evidence mark and the source of a figure that others reported.
-    """
-
-    method: str
-    variant: str | None
-    pattern: str
-    split: str
-    site: str | None
-    fold: int | None
-    output: str | None
-    metric: str
-    mean: float | None
-    sd: float | None
-    ci95: tuple[float, float] | None
-    n: int | None
-    parameters: int | None
-    bytes_per_site: float | None
-    published: str | None
-
-
-class Comparison(_Strict):
-    """``difference`` = a - b on the same patients, with the interval of the difference."""
-
-    a: str
-    b: str
-    variant: str | None
-    pattern: str
-    split: str
-    output: str | None
-    metric: str
-    difference: float
-    ci95: tuple[float, float]
-
-
-class Weight(_Strict):
-    """The importance of one modality at one moment of one cell; output None is the mean over outputs."""
-
-    method: str
-    seed: int
-    fold: int
-    phase: str
-    round: int
-    step: int
-    output: str | None
-    modality: str
-    value: float
-
-
-class Results(_Strict):
-    """The whole of ``results.json``."""
-
-    schema_version: Literal[1]
-    benchmark: str
-    data: Literal["real", "generated"]
-    data_checksum: str
-    n: dict[str, Any]
-    exclusions: dict[str, int]
-    seeds: list[int]
-    rows: list[Row]
-    comparisons: list[Comparison]
-    weights: list[Weight]
-    environment: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -155,22 +83,6 @@ def load_cell(folder: Path) -> Cell:
         )
     except (OSError, ValueError, KeyError) as error:
         raise ConsiliumError(f"{folder.name}: predictions that cannot be used ({error}).") from None
-
-
-def load_results(path: Path) -> Results:
-    """Reads and validates a ``results.json``.
-
-    Raises:
-        ConsiliumError: If it is missing or does not fit the schema.
-    """
-    try:
-        return Results.model_validate_json(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise ConsiliumError(f"There is no {path}. Run the benchmark first, or name another run with --run.") from None
-    except ValidationError as error:
-        fault = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(map(str, fault["loc"]))
-        raise ConsiliumError(f"{path} does not fit the schema of results: {where}: {fault['msg']}.") from None
 
 
 def environment() -> dict[str, Any]:

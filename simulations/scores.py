@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from common.errors import ConsiliumError
 from common.evaluation.intervals import Sample, interval, paired_difference
 from common.evaluation.metrics import METRICS, metrics
+from common.evaluation.results import Comparison, Results, Row, Weight
 from simulations.benchmarks.base import Benchmark
-from simulations.results import Cell, Comparison, Results, Row, Weight, environment
+from simulations.results import Cell, environment
 
 ALL, OURS, TEACHERS, TEACHER = "all", "student", "teachers", "teacher:"
 KEYS = ["fold", "site", "row"]

@@ -105,6 +105,7 @@ class Manifest:
         modalities: Modality of the task -> where it is found.
         role: ``train`` splits the patients; with ``evaluate`` all of them are test patients.
         split: Column that fixes the split (``train``, ``meta``, ``validation``, ``test``) instead of the seeded one.
+        data: Whether the patients are real; results on generated ones say so.
         limits: What this hospital allows.
         schema_version: Version of this format.
     """
@@ -117,6 +118,7 @@ class Manifest:
     labels: dict[str, str] = field(default_factory=dict)
     role: Literal["train", "evaluate"] = "train"
     split: str | None = None
+    data: Literal["real", "generated"] = "real"
     limits: Limits = field(default_factory=Limits)
     schema_version: Literal[1] = 1
 

@@ -63,7 +63,8 @@ def enrol(run: Run, replies: dict[str, EnrolReply]) -> None:
             where = nearest(unknown[0], all_groups(config.task, config.model))
             run.record.event("left-out", site=name, reason=f"it enrolled with the unknown group '{unknown[0]}'{where}")
             continue
-        state.sites[name] = Enrolled(reply.role, _groups(run, reply), reply.splits, reply.patterns)
+        groups = _groups(run, reply)
+        state.sites[name] = Enrolled(reply.role, groups, reply.splits, reply.patterns, reply.excluded, reply.data, reply.checksum)
         run.record.event(
             "enrolled", site=name, role=reply.role, modalities=reply.modalities, labels=reply.labels, splits=reply.splits,
             excluded=reply.excluded, versions=reply.versions,

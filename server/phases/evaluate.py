@@ -7,8 +7,7 @@ from server.rounds import RunFailed
 from server.run import Run
 from server.update_gate import not_finite
 
-NAMES = ("model", "pattern", "metric")
-NUMBERS = ("value", "n")
+COLUMNS = {"model": str, "pattern": str, "metric": str, "value": float, "n": int}
 
 
 def evaluate(run: Run) -> None:
@@ -28,9 +27,9 @@ def evaluate(run: Run) -> None:
 
     def gate(site: str, reply: EvaluateReply) -> str | None:
         for row in reply.rows:
-            if set(row) != {*NAMES, *NUMBERS} or not all(isinstance(row[name], str) for name in NAMES):
-                return f"its rows do not consist of {', '.join((*NAMES, *NUMBERS))}"
-        return not_finite({f"{n} of {r['metric']} of {r['model']}": float(r[n]) for r in reply.rows for n in NUMBERS})
+            if row.keys() != COLUMNS.keys() or not all(isinstance(row[name], kind) for name, kind in COLUMNS.items()):
+                return f"its rows do not consist of {', '.join(COLUMNS)}"
+        return not_finite({f"{r['metric']} of {r['model']}": r["value"] for r in reply.rows})
 
     replies = run.council.ask("evaluate.patterns", requests, EvaluateReply, gate=gate)
     if requests and not replies:

@@ -118,14 +118,18 @@ def _learn_weights(run: Run, replies: dict[str, RefineReply]) -> None:
     mean = weighted_mean({s: {"omega": m["omega"]} for s, m in able.items()}, counts)
     calibration, _ = consilium_of(run.state.arrays["consilium"])
     student = run.state.arrays["student"]
-    adam = OmegaAdam(torch.from_numpy(student["omega"].copy()), run.config.weights.rho, tensors(run.state.arrays.get("omega-adam", {})))
+    adam = OmegaAdam(
+        torch.from_numpy(student["omega"].copy()), run.config.weights.rho, tensors(run.state.arrays.get("omega-adam", {}))
+    )
     omega = adam.step(torch.from_numpy(mean["omega"]))
     run.state.arrays["omega-adam"] = {k: v.numpy() for k, v in adam.state().items()}
     both = {s: {k: m[k] for k in ("scale", "bias")} for s, m in able.items() if "scale" in m}
     if both and run.reference is None:
         step = tensors(weighted_mean(both, {s: counts[s] for s in both}))
         calibration = Calibration(
-            calibration.scale - CALIBRATION_LR * step["scale"].sign(), calibration.bias - CALIBRATION_LR * step["bias"].sign(), calibration.prior
+            calibration.scale - CALIBRATION_LR * step["scale"].sign(),
+            calibration.bias - CALIBRATION_LR * step["bias"].sign(),
+            calibration.prior,
         )
     run.state.arrays["student"] = {**student, "omega": omega.numpy()}
     run.state.arrays["consilium"] = consilium_arrays(calibration, omega)

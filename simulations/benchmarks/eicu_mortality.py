@@ -22,7 +22,7 @@ def prepare(folder: Path, seed: int, fold: int, variant: str | None, masked: boo
     if not root:
         raise ConsiliumError(
             "CONSILIUM_DATA is not set: it names the folder that holds 'eicu_demo', the eICU Collaborative Research Database "
-            "Demo v2.0 of PhysioNet with the YAIB demo cohorts. Download both, put them there, and set CONSILIUM_DATA to that folder."
+            "Demo v2.0 of PhysioNet with the YAIB demo cohorts. Download both, put them there, and set CONSILIUM_DATA to it."
         )
     stays = eicu.load(Path(root) / "eicu_demo")
     said = eicu.write_sites(
@@ -42,7 +42,7 @@ def prepare(folder: Path, seed: int, fold: int, variant: str | None, masked: boo
 
 
 def _measured(method: str, value: float, pattern: str, **more: Any) -> Published:
-    source = "pooled at one place, all modalities, out-of-fold, other folds of the same data"
+    source = "pooled, other folds"
     return Published(method, "auroc", value, "measured", source, pattern=pattern, **more)
 
 
@@ -63,8 +63,8 @@ BENCHMARK = Benchmark(
         _measured("logistic regression", 0.777, "table", n=1571),
         _measured("logistic regression", 0.708, "text", n=1571),
         _measured(LATE_FUSION, 0.806, "all", n=1571),
-        Published(APACHE, "auroc", 0.834, "measured", "on the stays that have one", n=1191),
+        Published(APACHE, "auroc", 0.834, "measured", "stays that have one", n=1191),
         _measured(LATE_FUSION, 0.847, "all", n=2241, variant="all-stays"),
-        Published(APACHE, "auroc", 0.862, "measured", "on the stays that have one", n=1641, variant="all-stays"),
+        Published(APACHE, "auroc", 0.862, "measured", "stays that have one", n=1641, variant="all-stays"),
     ),
 )

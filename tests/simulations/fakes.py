@@ -21,7 +21,15 @@ from simulations.benchmarks.base import Benchmark, Published
 
 SIGNAL = {"labs": 1.0, "notes": 0.5, "vitals": 0.7}
 METHODS = ("student", "student-uniform", "local", "fedavg", "central", "central-full", "teachers")
-SKILL = {"student": 1.0, "student-uniform": 0.95, "local": 0.4, "fedavg": 0.6, "central": 1.0, "central-full": 1.1, "teachers": 1.0}
+SKILL = {
+    "student": 1.0,
+    "student-uniform": 0.95,
+    "local": 0.4,
+    "fedavg": 0.6,
+    "central": 1.0,
+    "central-full": 1.1,
+    "teachers": 1.0,
+}
 ROWS = 120
 
 
@@ -83,7 +91,10 @@ def weights(method: str, seed: int, fold: int) -> list[dict[str, Any]]:
 
 def curves(seed: int, fold: int) -> list[dict[str, Any]]:
     rng = np.random.default_rng([8, seed, fold])
-    groups = [("teach", f"{m}/{a}", 5) for m in SIGNAL for a in ("linear", "small")] + [("distill", "student", 20), ("refine", "student", 4)]
+    groups = [("teach", f"{m}/{a}", 5) for m in SIGNAL for a in ("linear", "small")] + [
+        ("distill", "student", 20),
+        ("refine", "student", 4),
+    ]
     return [
         {"phase": p, "round": r, "group": g, "split": s, "loss": float(0.35 * extra + 0.4 * np.exp(-r / 3) + rng.normal(0, 0.01))}
         for p, g, rounds in groups

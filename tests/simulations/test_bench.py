@@ -19,9 +19,9 @@ from typer.testing import CliRunner
 
 import simulations.benchmarks
 from common.errors import ConsiliumError
+from common.evaluation.results import load_results
 from simulations import bench, cli
 from simulations.benchmarks import base
-from simulations.results import load_results
 from simulations.workers import Job, Work, run_jobs
 from tests.simulations import fakes
 

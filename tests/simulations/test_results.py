@@ -16,9 +16,10 @@ from pydantic import ValidationError
 from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_score
 
 from common.errors import ConsiliumError
+from common.evaluation.results import Results, Row, load_results
 from common.task import pattern_name, patterns
 from simulations.figures import draw_figures
-from simulations.results import Cell, Results, Row, load_cell, load_results
+from simulations.results import Cell, load_cell
 from simulations.scores import build_results
 from tests.simulations import fakes
 
