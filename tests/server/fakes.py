@@ -132,7 +132,7 @@ class Site:
         )
 
 
-def row(model: str, value: float) -> dict[str, Any]:
+def row(model: str, value: Any) -> dict[str, Any]:
     return {"model": model, "pattern": "all", "metric": "auroc", "value": value, "n": 20}
 
 

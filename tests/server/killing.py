@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch._dynamo  # noqa: F401  an optimiser's first step imports it, slowly; here once for all processes
 from flwr.app import Message
 
 from server.record import Record

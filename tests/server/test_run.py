@@ -16,6 +16,7 @@ from client.app import app as client_app
 from common.arrays import read_arrays
 from common.config import load_config, to_json
 from common.data.manifest import FILE_NAME, hospital_folders, load_manifest
+from common.evaluation.results import load_results
 from server import checkpoint
 from server.app import play
 from server.record import Record
@@ -73,6 +74,17 @@ def test_a_run_finishes_with_everything_that_people_read(undisturbed: Path) -> N
     assert {"student", "teachers"} <= models
     assert any(m.startswith("teacher:") for m in models)
     assert all(0 <= r["value"] <= 1 for r in state.evaluation if r["metric"] == "auroc")
+
+
+def test_the_results_of_a_run_speak_of_every_site_and_of_no_pool(undisturbed: Path) -> None:
+    found = load_results(undisturbed / "results.json")
+    assert (found.benchmark, found.data, found.seeds) == ("tiny", "generated", [0])
+    assert {r.method for r in found.rows} >= {"student", "teachers", "teacher:labs/small"}
+    assert {r.site for r in found.rows} <= {"alder", "birch"}
+    assert all(r.published is None and r.ci95 is None for r in found.rows)
+    assert all(r.parameters for r in found.rows if r.method == "student")
+    assert found.exclusions == {"alder": 0, "birch": 0}
+    assert {w.modality for w in found.weights} == set(TEACHERS)
 
 
 def test_weights_and_traffic_are_kept_over_time(undisturbed: Path) -> None:
