@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from client.app import app as client_app
 from common.arrays import read_arrays
@@ -126,6 +127,44 @@ def test_without_a_reference_set_the_sites_make_student_and_weights(own: Path, t
     assert {r["model"] for r in state.evaluation} >= {"student", "teachers"}
     none, off = (read_arrays(tmp_path / name / "student.safetensors") for name in ("none", "off"))
     assert {k: v.tobytes() for k, v in none.items()} == {k: v.tobytes() for k, v in off.items()}
+
+
+def relabel(sites: Path, outputs: dict[str, str]) -> None:
+    """Gives every visit two more labels: a second output, and one of three classes."""
+    for file in sites.glob(f"*/{FILE_NAME}"):
+        manifest = yaml.safe_load(file.read_text(encoding="utf-8"))
+        path = file.parent / manifest["patients"]
+        table = pd.read_csv(path)
+        known = table[manifest["labels"]["deterioration"]]
+        second = np.arange(len(table)) % 2
+        table = table.assign(second=second, stage=np.where(known == 1, "late", np.where(second == 1, "middle", "early")))
+        table.to_csv(path, index=False)
+        manifest["labels"] = {k: v or manifest["labels"]["deterioration"] for k, v in outputs.items()}
+        file.write_text(yaml.safe_dump(manifest), encoding="utf-8")
+
+
+@pytest.mark.parametrize("reference", ["true", "false"])
+@pytest.mark.parametrize(
+    ("labels", "task"),
+    [
+        ({"class": "stage"}, ["task.type=multiclass", "task.outputs=[early,middle,late]", "weights.per_output=true"]),
+        ({"deterioration": "", "second": "second"}, ["task.type=multilabel", "task.outputs=[deterioration,second]"]),
+    ],
+)
+def test_tasks_with_several_outputs_go_all_the_way(
+    labels: dict[str, str], task: list[str], reference: str, own: Path, tmp_path: Path
+) -> None:
+    relabel(own, labels)
+    short = ["teach.rounds=1", "refine.rounds=1", "distill.epochs=1", "weights.steps=1", f"distill.reference={reference}"]
+    run_inproc(sites=own, run_dir=tmp_path / "run", experiment="tiny", overrides=[*task, *short])
+    state = checkpoint.load(tmp_path / "run")
+    outputs = load_config("tiny", task).task.outputs
+    assert (state.phase, len(state.prior)) == ("finished", len(outputs))
+    assert state.evaluation
+    assert {w["output"] for w in state.weights} == ({*outputs} if "class" in labels else {None})
+    omega = read_arrays(tmp_path / "run" / "student.safetensors")["omega"]
+    assert np.isfinite(omega).all()
+    assert omega.any()
 
 
 def test_with_uniform_weights_omega_stays_where_it_is(tiny: Path, tmp_path: Path) -> None:
