@@ -1,0 +1,176 @@
+"""The hypergradient of omega equals central finite differences, and patterns are drawn per sample."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from common.config import Config
+from common.data.cohort import Batch
+from common.learning.lessons import Teaching, student_hypergradient
+from common.learning.losses import student_loss
+from common.learning.modality_weights import OmegaAdam, hypergradient, outer_loss, random_patterns
+from common.models.ensemble import Calibration
+from common.models.student import Student, StudentOutput
+from common.task import TaskType
+from tests.common.samples import KINDS, doubled, make_cohort, make_config
+
+THREE = ("admission", "labs", "note")
+ETA = 0.3
+
+
+class Setting:
+    """A student in float64 with its train and meta batches and its teachers' logits."""
+
+    def __init__(self, kind: TaskType, fusion: str, *, per_output: bool) -> None:
+        self.config: Config = make_config(kind, THREE, fusion=fusion, per_output=per_output)
+        self.config = replace(self.config, distill=replace(self.config.distill, delta=0.5))
+        torch.manual_seed(0)
+        self.student = Student(self.config.task, self.config.model, per_output=per_output).double().eval()
+        with torch.no_grad():
+            self.student.omega.copy_(0.3 * torch.randn(self.student.omega.shape))
+        self.train = doubled(make_cohort(self.config.task, 12, 1).batch())
+        self.meta = doubled(make_cohort(self.config.task, 12, 2).batch())
+        outputs = len(self.config.task.outputs)
+        c = Calibration(*(torch.linspace(a, 1, outputs, dtype=torch.float64) for a in (0.5, -0.5, -1)))
+        self.teaching = Teaching(torch.randn(12, 3, outputs, dtype=torch.float64), self.train.present, c)
+
+    def inner(self, output: StudentOutput, omega: Tensor) -> Tensor:
+        lesson = self.teaching.lesson(torch.arange(12), self.train.present, omega)
+        return student_loss(self.config.task.type, output, self.train, lesson, omega, self.config.distill)
+
+    def after_a_step(self, omega: Tensor) -> float:
+        """l_val of the student after one real SGD step with these weights."""
+        student = copy.deepcopy(self.student)
+        student.omega.copy_(omega)
+        optimiser = torch.optim.SGD(student.parameters(), lr=ETA)
+        self.inner(student(self.train), omega).backward()
+        optimiser.step()
+        return outer_loss(student, dict(student.named_parameters()), omega, self.meta).item()
+
+
+@pytest.mark.parametrize("per_output", [False, True])
+@pytest.mark.parametrize("fusion", ["joint", "weighted", "late"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_hypergradient_equals_central_finite_differences(kind: TaskType, fusion: str, per_output: bool) -> None:
+    setting = Setting(kind, fusion, per_output=per_output)
+    before = copy.deepcopy(setting.student.state_dict())
+    gradient, value = hypergradient(setting.student, setting.inner, setting.train, setting.meta, ETA)
+    omega, h = setting.student.omega, 1e-5
+    assert value == pytest.approx(setting.after_a_step(omega.clone()), rel=1e-10)
+    for at in torch.cartesian_prod(torch.arange(omega.shape[0]), torch.arange(3)).reshape(-1, 2).tolist():
+        shift = torch.zeros_like(omega)
+        shift[tuple(at)] = h
+        difference = (setting.after_a_step(omega + shift) - setting.after_a_step(omega - shift)) / (2 * h)
+        assert gradient[tuple(at)].item() == pytest.approx(difference, rel=1e-4, abs=1e-8)
+    assert gradient.abs().max() > 1e-5
+    assert all(torch.equal(before[n], t) for n, t in setting.student.state_dict().items())
+
+
+@pytest.mark.parametrize("fusion", ["joint", "weighted", "late"])
+def test_raising_every_omega_alike_changes_nothing(fusion: str) -> None:
+    setting = Setting("binary", fusion, per_output=False)
+    gradient, _ = hypergradient(setting.student, setting.inner, setting.train, setting.meta, ETA)
+    assert gradient.sum().item() == pytest.approx(0, abs=1e-10)
+
+
+def test_absent_values_do_not_reach_the_hypergradient() -> None:
+    setting = Setting("multilabel", "joint", per_output=True)
+    gradient, _ = hypergradient(setting.student, setting.inner, setting.train, setting.meta, ETA)
+
+    def filled(batch: Batch) -> Batch:
+        return replace(batch, inputs={m: x.nan_to_num(nan=2.0) for m, x in batch.inputs.items()})
+
+    again, _ = hypergradient(setting.student, setting.inner, filled(setting.train), filled(setting.meta), ETA)
+    assert gradient.isfinite().all()
+    assert torch.equal(gradient, again)
+
+
+def test_a_drawn_hypergradient_depends_on_the_generator_alone() -> None:
+    config = make_config("binary", THREE)
+    student = Student(config.task, config.model)
+    train, meta = make_cohort(config.task, 60, 1), make_cohort(config.task, 60, 2)
+
+    def draw(seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return student_hypergradient(student, train, meta, config, teaching=None, generator=generator)[0]
+
+    torch.manual_seed(0)
+    first = draw(5)
+    torch.manual_seed(1)
+    assert torch.equal(first, draw(5))
+    assert not torch.equal(first, draw(6))
+
+
+PATTERNS = st.lists(st.lists(st.booleans(), min_size=4, max_size=4).filter(any), min_size=1, max_size=30)
+
+
+@given(PATTERNS, st.floats(0, 1), st.integers(0, 2**32))
+def test_drawn_patterns_are_non_empty_subsets(rows: list[list[bool]], share: float, seed: int) -> None:
+    present = torch.tensor(rows)
+    drawn = random_patterns(present, share, torch.Generator().manual_seed(seed))
+    assert drawn.shape == present.shape
+    assert drawn.any(1).all()
+    assert not (drawn & ~present).any()
+    if share == 0:
+        assert torch.equal(drawn, present)
+
+
+def test_patterns_are_drawn_per_sample_and_reach_every_subset() -> None:
+    present = torch.ones(4000, 3, dtype=torch.bool)
+    drawn = random_patterns(present, 1.0, torch.Generator().manual_seed(0))
+    seen = {tuple(row) for row in drawn.tolist()}
+    assert len(seen) == 7
+    sizes = torch.bincount(drawn.sum(1), minlength=4)[1:] / 4000
+    assert sizes.tolist() == pytest.approx([1 / 3] * 3, abs=0.04)
+    assert drawn.float().mean(0).tolist() == pytest.approx([2 / 3] * 3, abs=0.04)
+
+
+def test_the_share_says_how_many_samples_are_cut() -> None:
+    present = torch.ones(4000, 3, dtype=torch.bool)
+    drawn = random_patterns(present, 0.3, torch.Generator().manual_seed(0))
+    assert (drawn.sum(1) < 3).float().mean().item() == pytest.approx(0.3 * 2 / 3, abs=0.03)
+
+
+def test_omegas_step_does_not_depend_on_the_size_of_the_hypergradient() -> None:
+    gradient = torch.tensor([[1.0, -2.0, 0.5]])
+    small, large = (OmegaAdam(torch.zeros(1, 3), 0.1).step(gradient * scale) for scale in (1e-4, 1e4))
+    assert torch.allclose(small, large, atol=1e-4)
+    assert small[0].argmax() == 1  # against the gradient
+    assert small.sum().abs() < 1e-6
+
+
+def test_a_large_hypergradient_counts_no_more_than_a_small_one() -> None:
+    first, second = torch.tensor([[1.0, -2.0, 0.5]]), torch.tensor([[-1.0, 0.3, 0.5]])
+    even, uneven = OmegaAdam(torch.zeros(1, 3), 0.1), OmegaAdam(torch.zeros(1, 3), 0.1)
+    for gradient, size in ((first, 1.0), (second, 1.0), (first, 1.0)):
+        expected = even.step(gradient * size)
+    for gradient, size in ((first, 1e-3), (second, 1e3), (first, 1.0)):
+        found = uneven.step(gradient * size)
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_a_zero_hypergradient_leaves_omega_finite() -> None:
+    assert torch.equal(OmegaAdam(torch.zeros(2, 3), 0.1).step(torch.zeros(2, 3)), torch.zeros(2, 3))
+
+
+def test_omegas_optimiser_continues_from_its_state() -> None:
+    gradients = [torch.randn(1, 3, generator=torch.Generator().manual_seed(s)) for s in range(6)]
+    undisturbed = OmegaAdam(torch.zeros(1, 3), 0.1)
+    for g in gradients:
+        expected = undisturbed.step(g)
+    first = OmegaAdam(torch.zeros(1, 3), 0.1)
+    for g in gradients[:3]:
+        half = first.step(g)
+    kept: dict[str, Any] = {k: torch.from_numpy(v.numpy().copy()) for k, v in first.state().items()}
+    second = OmegaAdam(half, 0.1, kept)
+    for g in gradients[3:]:
+        found = second.step(g)
+    assert torch.equal(found, expected)
