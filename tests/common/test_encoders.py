@@ -1,0 +1,141 @@
+"""Every registered encoder: shapes, empty batches, second derivatives, and training under DP-SGD."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from opacus import GradSampleModule
+from opacus.validators import ModuleValidator
+from torch import Tensor, nn
+
+from common.models.encoders.series import SUMMARIES, summaries
+from common.models.encoders.text import bag_of_words
+from common.models.registry import Encoder, architectures, build_encoder, build_fusion, fusions
+from common.models.student import Student, parameters_of
+from common.models.teacher import Teacher
+from tests.common.samples import MODALITIES, MODEL, every_encoder, make_inputs, make_task
+
+WIDTH = 4
+
+
+def make_teacher(name: str, architecture: str) -> Teacher:
+    torch.manual_seed(0)
+    teacher = Teacher(MODALITIES[name], architecture, 3, width=WIDTH, dropout=0.0)
+    with torch.no_grad():  # some start at zero, where gradients vanish
+        for p in teacher.parameters():
+            p += 0.1 * torch.randn(p.shape)
+    return teacher
+
+
+def draw(name: str, size: int, seed: int = 0) -> Tensor:
+    return make_inputs(MODALITIES[name], size, torch.Generator().manual_seed(seed))
+
+
+def leaves(module: nn.Module) -> Iterator[nn.Module]:
+    return (m for m in module.modules() if not list(m.children()))
+
+
+@pytest.mark.parametrize("kind", ["image", "series", "table", "text"])
+def test_every_kind_has_a_linear_a_small_and_a_base_teacher_and_a_compact_student(kind: str) -> None:
+    assert {"linear", "small", "base", "compact"} <= set(architectures(kind))
+
+
+@pytest.mark.parametrize(("name", "architecture"), every_encoder())
+def test_an_encoder_maps_any_number_of_patients_to_its_features_and_leaves_its_input_alone(name: str, architecture: str) -> None:
+    encoder = build_encoder(MODALITIES[name], architecture, WIDTH, 0.1).eval()
+    x = draw(name, 5)
+    before = x.clone()
+    features = encoder(x)
+    assert features.shape == (5, encoder.features)
+    assert features.isfinite().all()
+    assert torch.equal(x, before)
+    assert encoder(x[:0]).shape == (0, encoder.features)
+    assert torch.allclose(encoder(x[2:3]), features[2:3], atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # the first layer's inputs are data
+@pytest.mark.parametrize(("name", "architecture"), every_encoder())
+def test_dp_sgd_gets_the_gradient_of_every_patient(name: str, architecture: str) -> None:
+    teacher = make_teacher(name, architecture)
+    assert ModuleValidator.validate(teacher, strict=False) == []
+    assert not any(isinstance(m, nn.modules.batchnorm._NormBase) for m in teacher.modules())
+    assert not any(getattr(m, "inplace", False) for m in teacher.modules())
+    x, labels = draw(name, 6), torch.rand(6, 3)
+    wrapped = GradSampleModule(teacher.train(), loss_reduction="sum")
+    nn.functional.binary_cross_entropy_with_logits(wrapped(x), labels, reduction="sum").backward()
+    samples = {n: p.grad_sample.clone() for n, p in wrapped._module.named_parameters()}
+    alone = make_teacher(name, architecture).eval()
+    for i in range(6):
+        alone.zero_grad()
+        nn.functional.binary_cross_entropy_with_logits(alone(x[i : i + 1]), labels[i : i + 1], reduction="sum").backward()
+        for n, p in alone.named_parameters():
+            assert p.grad is not None
+            assert torch.allclose(samples[n][i], p.grad, rtol=1e-3, atol=1e-4), n
+
+
+@pytest.mark.parametrize(("name", "architecture"), every_encoder())
+def test_a_virtual_step_can_be_differentiated_through_an_encoder(name: str, architecture: str) -> None:
+    teacher = make_teacher(name, architecture).double().eval()
+    x = draw(name, 4).double()
+    parameters = dict(teacher.named_parameters())
+    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+    gradients = torch.autograd.grad(scale * teacher(x).square().sum(), list(parameters.values()), create_graph=True)
+    moved = {n: p - 0.01 * g for (n, p), g in zip(parameters.items(), gradients, strict=True)}
+    (second,) = torch.autograd.grad(torch.func.functional_call(teacher, moved, (x,)).square().sum(), scale)
+    assert second.isfinite()
+    assert second != 0
+
+
+@pytest.mark.parametrize("name", MODALITIES)
+def test_teachers_grow_with_their_name_and_the_compact_encoder_is_no_larger_than_the_base_one(name: str) -> None:
+    sizes = {a: parameters_of(make_teacher(name, a)) for a in ("compact", "small", "base")}
+    assert sizes["small"] <= sizes["base"]
+    assert sizes["compact"] <= sizes["base"]
+
+
+def test_a_linear_teacher_starts_at_the_prior_wherever_it_is_built() -> None:
+    prior = torch.tensor([-1.0, 0.5, 0.5])
+    for name in ("admission", "labs", "note", "cxr"):
+        teacher = Teacher(MODALITIES[name], "linear", 3, width=WIDTH, dropout=0.1, prior=prior)
+        assert torch.equal(teacher(draw(name, 2)), prior.expand(2, 3))
+
+
+def test_an_encoder_class_without_forward_says_so() -> None:
+    with pytest.raises(TypeError, match="no encoder"):
+        Encoder()(torch.zeros(1))
+
+
+@pytest.mark.parametrize("name", fusions())
+def test_fusions_hold_nothing_in_place_and_no_batch_norm(name: str) -> None:
+    fusion = build_fusion(name, 3, WIDTH, 2, 0.1)
+    assert not any(isinstance(m, nn.modules.batchnorm._NormBase) or getattr(m, "inplace", False) for m in leaves(fusion))
+
+
+def test_the_student_is_smaller_than_the_teachers_together() -> None:
+    student = Student(make_task("multilabel"), MODEL)
+    encoders = sum(parameters_of(encoder) for encoder in student.encoders.values())
+    base = sum(parameters_of(build_encoder(m, "base", MODEL.width, 0.1)) for m in MODALITIES.values())
+    assert encoders < base
+
+
+def test_series_summaries_see_observed_values_only() -> None:
+    value = torch.tensor([[5.0, 1.0, 0.0, 3.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0]]).T[None]
+    seen = torch.tensor([[0.0, 1.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0]]).T[None]
+    hidden = torch.where(seen > 0, value, 99.0)
+    found = summaries(torch.stack([value * seen, seen], 1))
+    assert found.shape == (1, 2 * SUMMARIES)
+    assert found[0, 1::2].tolist() == [0] * SUMMARIES  # never observed
+    assert found[0, -2].item() == pytest.approx(2 / 5)
+    assert torch.equal(found, summaries(torch.stack([hidden * (seen > 0), seen], 1)))
+    later = value.clone()
+    later[0, 3, 0] = -3.0
+    assert not torch.equal(found, summaries(torch.stack([later * seen, seen], 1)))
+
+
+def test_a_bag_of_words_is_the_normalised_sum_of_its_words_and_padding_does_not_count() -> None:
+    x = torch.tensor([[[3.0, 5.0, 3.0, 0.0], [2.0, 1.0, 2.0, 0.0]], [[0.0] * 4, [0.0] * 4]])
+    bag = bag_of_words(x, 8)
+    assert bag[0, [3, 5]].tolist() == pytest.approx([4 / 17**0.5, 1 / 17**0.5])
+    assert bag.count_nonzero() == 2
