@@ -52,6 +52,7 @@ PACKAGES = ("flwr", "torch", "numpy")
 
 def enrol(site: Site, config: Config, request: EnrolRequest, sites_here: int) -> EnrolReply:
     """Says what the site holds; counts below the site's limit are hidden, and those that leave so few of the others."""
+    site.store_findings()
     least = site.manifest.limits.min_count
     train = site.cohort.part("train")
     trains = site.manifest.role == "train"
@@ -63,7 +64,6 @@ def enrol(site: Site, config: Config, request: EnrolRequest, sites_here: int) ->
         labels = [told(n) for n in torch.bincount(train.labels, minlength=len(config.task.outputs)).tolist()]
     else:
         labels = [None if told(len(train) - int(n)) is None else told(int(n)) for n in train.labels.sum(0).tolist()]
-    moments = {m: v.suppressed(least, words=config.task.modalities[m].kind == "text") for m, v in site.cohort.moments().items()}
     return EnrolReply(
         site=site.manifest.site,
         sites_here=sites_here,
@@ -75,7 +75,7 @@ def enrol(site: Site, config: Config, request: EnrolRequest, sites_here: int) ->
         architectures=site.trainable(config),
         excluded=len({f.row for f in site.cohort.findings}),
         versions={"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
-        moments=moments_arrays(moments) if trains else {},
+        moments=moments_arrays(site.cohort.moments_told(least)) if trains else {},
         data=site.manifest.data,
         checksum=hashlib.sha256((site.folder / site.manifest.patients).read_bytes()).hexdigest(),
     )
@@ -96,7 +96,7 @@ def teach(site: Site, config: Config, request: TeachRequest) -> TeachReply:
         teacher.load_state_dict(tensors(request.groups[group]))
         teacher.eval()
         mine, held_out = train.holding(modality), validation.holding(modality)
-        if len(held_out):
+        if len(held_out) >= site.manifest.limits.min_count:
             validated[group] = (teacher_loss(teacher, modality, held_out), len(held_out))
         training, seed = config.teach.training_of(group), derive_seed(request.seed, group)
         fit = train_teacher(teacher, modality, mine, training, epochs=site.epochs(request.epochs), seed=seed)
@@ -110,12 +110,14 @@ def refine(site: Site, config: Config, request: RefineRequest) -> RefineReply:
     """Trains the student's blocks that the site has data for, and says how the modality weights should move."""
     cohort = site.ready(standardisation_of(request.standardisation))
     train, meta, validation = cohort.part("train"), cohort.part("meta"), cohort.part("validation")
+    least = site.manifest.limits.min_count
     student = load_student(config, request.student)
     calibration, _ = consilium_of(request.consilium)
     ensembles = load_ensembles(config, request.teachers)
     teaching = teach_cohort(ensembles, train, calibration)
-    gradients, meta_count = _meta_gradients(student, train, meta, config, ensembles, teaching, calibration, request.seed)
-    validated = (student_validation_loss(student, validation), len(validation)) if len(validation) else None
+    gradients, meta_count = _meta_gradients(student, train, meta, config, ensembles, teaching, calibration, request.seed, least)
+    told = len(validation) >= max(least, 1)
+    validated = (student_validation_loss(student, validation), len(validation)) if told else None
     fit = train_student(
         student,
         train,
@@ -126,7 +128,7 @@ def refine(site: Site, config: Config, request: RefineRequest) -> RefineReply:
         seed=derive_seed(request.seed, "student"),
         labels=config.refine.labels,
     )
-    counts = block_counts(train)
+    counts = {block: n for block, n in block_counts(train).items() if n >= least}
     loss = fit.training[-1] if fit.training else None
     return RefineReply(site.manifest.site, trained_blocks(student, counts), counts, validated, loss, gradients, meta_count)
 
@@ -170,14 +172,16 @@ def _meta_gradients(
     teaching: Teaching | None,
     calibration: Calibration,
     seed: int,
+    least: int,
 ) -> tuple[Arrays, int]:
     """Returns gradients of omega, s and b on meta visits with several modalities: one alone cannot tell which matters."""
     several = meta.select((meta.present.sum(1) > 1).numpy())
-    if config.weights.estimator == "uniform" or not len(several) or not len(train):
+    if config.weights.estimator == "uniform" or len(several) < max(least, 1) or not len(train):
         return {}, 0
     generator = torch.Generator().manual_seed(derive_seed(seed, "meta"))
+    labels = config.refine.labels
     draws = [
-        student_hypergradient(student, train, several, config, teaching=teaching, generator=generator)[0]
+        student_hypergradient(student, train, several, config, teaching=teaching, generator=generator, labels=labels)[0]
         for _ in range(META_DRAWS)
     ]
     gradients: Arrays = {"omega": torch.stack(draws).mean(0).numpy()}

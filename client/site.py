@@ -26,6 +26,7 @@ from common.task import Task
 
 OWN_FOLDER = ".consilium"
 FAULTS = "faults.log"
+FINDINGS = "findings.csv"
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 SIZES = ("linear", "small", "base")
 
@@ -95,6 +96,13 @@ class Site:
         allowed = SIZES[: SIZES.index(self.manifest.limits.largest) + 1]
         pairs = (g.split(GROUP_SEPARATOR) for g in groups(config.task, config.model))
         return [GROUP_SEPARATOR.join((m, a)) for m, a in pairs if m in held and (a in allowed or a not in SIZES)]
+
+    def store_findings(self) -> None:
+        """Writes the faults of the files into this hospital's own folder; the server is told their number."""
+        place = self.folder / OWN_FOLDER
+        place.mkdir(parents=True, exist_ok=True)
+        columns = ["file", "row", "column", "problem"]
+        pd.DataFrame([vars(f) for f in self.cohort.findings], columns=columns).to_csv(place / FINDINGS, index=False)
 
     def store_predictions(self, run: str, predictions: pd.DataFrame) -> None:
         """Keeps predictions for this hospital's own use; they never leave its folder.

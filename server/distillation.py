@@ -61,7 +61,7 @@ def distil(config: Config, reference: Cohort, ensembles: Ensembles, prior: Tenso
         progress: Told (step, omega) after every step on omega.
     """
     student = new_student(config, prior)
-    calibration = initial_calibration(config.task, prior)
+    calibration = initial_calibration(config.task, prior, scale=config.distill.scale)
     adam: dict[str, Tensor] = {}
     if reference.labelled:
         calibration = recalibrated(config, reference, ensembles, student.omega, calibration)

@@ -9,7 +9,9 @@ import numpy as np
 from common.messages import Arrays
 
 
-def fault(update: Mapping[str, Arrays], expected: Mapping[str, Arrays], counts: Mapping[str, int], least: int) -> str | None:
+def fault(
+    update: Mapping[str, Arrays], expected: Mapping[str, Arrays], counts: Mapping[str, int], least: int, most: int | None = None
+) -> str | None:
     """Returns why an update is refused, or None.
 
     Args:
@@ -17,6 +19,7 @@ def fault(update: Mapping[str, Arrays], expected: Mapping[str, Arrays], counts: 
         expected: Group or block -> arrays, as sent to the site.
         counts: Group or block -> training visits behind the update.
         least: Fewest training visits of an update.
+        most: Training visits that the site enrolled with: one that claims more would own the mean.
     """
     for name, arrays in update.items():
         if name not in expected:
@@ -29,6 +32,8 @@ def fault(update: Mapping[str, Arrays], expected: Mapping[str, Arrays], counts: 
                 return f"'{key}' of '{name}' is {array.dtype} {array.shape}, {sent.dtype} {sent.shape} was sent"
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 return f"'{key}' of '{name}' holds NaN or infinity"
+        if most is not None and counts.get(name, 0) > most:
+            return f"'{name}' claims {counts[name]} training visits, the site enrolled with {most}"
         if counts.get(name, 0) < least:
             return f"'{name}' rests on {counts.get(name, 0)} training visits, fewer than federation.min_patients = {least}"
     return None

@@ -121,12 +121,17 @@ def _federated(
         if config.distill.epochs == 0 and config.refine.rounds == 0
         else parameters_of(Student(config.task, config.model))
     )
-    moved = {
-        s: sum(sum(ways) for ways in phases.values()) for s, phases in state["traffic"].items() if state["sites"][s]["groups"]
-    }
+    trains = {s for s, enrolled in state["sites"].items() if enrolled["groups"]}
+    moved = {s: sum(sum(ways) for ways in phases.values()) for s, phases in state["traffic"].items() if s in trains}
     weights = [{k: v for k, v in w.items() if k != "omega"} for w in state["weights"]]
     said = {"parameters": size, "bytes_per_site": moved, "weights": weights, "curves": state["curves"]}
-    return said, collect_predictions(sites, f"{out.name}-{RUN_FOLDER}")
+    predictions = collect_predictions(sites, f"{out.name}-{RUN_FOLDER}")
+    silent = sorted({s for s, e in state["sites"].items() if e["visits"]["test"]} - set(predictions["site"]))
+    if silent:
+        raise ConsiliumError(
+            f"No test predictions of {', '.join(silent)}: see {run_dir}/events.jsonl. A pooled figure needs them all."
+        )
+    return said, predictions
 
 
 def collect_predictions(sites: Path, run: str) -> pd.DataFrame:

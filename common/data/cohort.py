@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.data.standardise import Moments, Standardisation, moments
+from common.data.standardise import Moments, Standardisation, moments, visits_behind
 from common.task import Task
 
 SPLITS = ("train", "meta", "validation", "test")
@@ -114,8 +114,17 @@ class Cohort:
 
     def moments(self) -> dict[str, Moments]:
         """Returns the feature moments of every modality over the training visits that hold it (raw cohort)."""
+        return self.moments_told(0)
+
+    def moments_told(self, least: int) -> dict[str, Moments]:
+        """Returns the moments without the features that fewer than ``least`` visits stand behind (raw cohort)."""
         train = self.part("train")
-        return {m: moments(self.task.modalities[m], train.holding(m).inputs[m]) for m in self.task.modalities}
+        told: dict[str, Moments] = {}
+        for name, modality in self.task.modalities.items():
+            raw = train.holding(name).inputs[name]
+            words = modality.kind == "text"
+            told[name] = moments(modality, raw).suppressed(least, words=words, visits=visits_behind(modality, raw))
+        return told
 
     def standardised(self, standardisation: Standardisation) -> Cohort:
         """Returns the cohort with model-ready inputs (raw cohort)."""

@@ -82,7 +82,7 @@ class Limits:
     Attributes:
         bad_rows: Largest share of patient rows with a fault before the site refuses to take part.
         epochs: Most local epochs per message.
-        architectures: Largest teacher that the hardware carries.
+        largest: Largest teacher that the hardware carries.
         min_count: Counts below this are not told to the server.
     """
 

@@ -39,15 +39,27 @@ class Moments:
     mean: Float
     variance: Float
 
-    def suppressed(self, least: int, *, words: bool) -> Moments:
-        """Returns the moments without the features that fewer than ``least`` observations stand behind.
+    def suppressed(self, least: int, *, words: bool, visits: Float | None = None) -> Moments:
+        """Returns the moments without the features that fewer than ``least`` visits stand behind.
 
         Args:
-            least: Smallest count that may be told.
+            least: Smallest number of visits that may be told.
             words: Whether the features are hash buckets: a word is told if ``least`` documents hold it.
+            visits: Visits behind every feature (:func:`visits_behind`): many hours or pixels may be one patient's. By default
+                every observation is a visit, as in a table.
         """
-        keep = (self.mean * self.count if words else self.count) >= least
-        return Moments(self.count if words else self.count * keep, self.mean * keep, self.variance * keep)
+        behind = self.mean * self.count if words else self.count if visits is None else visits
+        keep = np.round(behind) >= least
+        count = self.count * (self.count >= least) if words else self.count * keep
+        return Moments(count, self.mean * keep, self.variance * keep)
+
+
+def visits_behind(modality: Modality, raw: Tensor) -> Float:
+    """Returns the visits with at least one observation of every feature of a series, table or image, float64 [D]."""
+    if modality.kind in ("text", "image"):
+        return np.array([float(len(raw))])
+    observed = ~raw.isnan()
+    return np.asarray((observed if modality.kind == "table" else observed.any(1)).sum(0).double().numpy())
 
 
 def table_columns(modality: Modality) -> int:

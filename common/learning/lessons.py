@@ -165,7 +165,14 @@ def trained_blocks(student: Student, counts: Mapping[str, int]) -> dict[str, NDA
 
 
 def student_hypergradient(
-    student: Student, train: Cohort, meta: Cohort, config: Config, *, teaching: Teaching | None, generator: torch.Generator
+    student: Student,
+    train: Cohort,
+    meta: Cohort,
+    config: Config,
+    *,
+    teaching: Teaching | None,
+    generator: torch.Generator,
+    labels: float = 1.0,
 ) -> tuple[Tensor, float]:
     """Returns the hypergradient of omega [C or 1, M] and the outer loss, on one drawn batch of each cohort.
 
@@ -178,7 +185,7 @@ def student_hypergradient(
 
     def inner(output: StudentOutput, omega: Tensor) -> Tensor:
         lesson = teaching.lesson(index, inner_batch.present, omega) if teaching else None
-        return student_loss(config.task.type, output, inner_batch, lesson, omega, config.distill, labels=float(train.labelled))
+        return student_loss(config.task.type, output, inner_batch, lesson, omega, config.distill, labels=labels * train.labelled)
 
     student.eval()
     return hypergradient(student, inner, inner_batch, meta_batch, config.weights.eta)

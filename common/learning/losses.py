@@ -1,4 +1,4 @@
-"""Losses: task, distillation by task type, pairwise feature distillation, and the student's whole loss (``L`` in README)."""
+"""Losses: task, distillation by task type, pairwise feature distillation, and the student's whole loss L."""
 
 from __future__ import annotations
 

@@ -48,8 +48,10 @@ class Calibration:
     prior: Tensor
 
 
-def initial_calibration(task: Task, prior: Tensor) -> Calibration:
-    """Returns s = M, b = 0: with uniform weights the evidence of the modalities simply adds up."""
+def initial_calibration(task: Task, prior: Tensor, *, scale: bool = True) -> Calibration:
+    """Returns s = M, b = 0: with uniform weights the evidence of the modalities simply adds up. Without scale, s = 1."""
+    if not scale:
+        return Calibration(torch.ones_like(prior), torch.zeros_like(prior), prior)
     return Calibration(torch.full_like(prior, float(len(task.modalities))), torch.zeros_like(prior), prior)
 
 

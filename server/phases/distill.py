@@ -5,6 +5,7 @@ from __future__ import annotations
 from common.arrays import consilium_arrays, module_arrays
 from common.models.ensemble import initial_calibration
 from server.distillation import distil, new_student
+from server.rounds import RunFailed
 from server.run import Run
 
 
@@ -12,7 +13,10 @@ def distill(run: Run) -> None:
     """Distils on the reference set; without one, the student starts untrained and learns in refine."""
     reference = run.reference
     if reference is None or not len(reference):
-        student, calibration, adam = new_student(run.config, run.prior), initial_calibration(run.config.task, run.prior), {}
+        if run.config.refine.rounds == 0:
+            raise RunFailed("nothing would train the student: there is no reference set, and refine.rounds = 0. Set one of them")
+        student, adam = new_student(run.config, run.prior), {}
+        calibration = initial_calibration(run.config.task, run.prior, scale=run.config.distill.scale)
     else:
         distilled = distil(run.config, reference, run.ensembles(), run.prior, run.note_weights)
         student, calibration, adam = distilled.student, distilled.calibration, distilled.adam

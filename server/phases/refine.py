@@ -31,9 +31,13 @@ def refine(run: Run) -> None:
     if config.refine.rounds == 0:
         return _finish(run)
     epochs = config.refine.epochs if number < config.refine.rounds else 0
-    requests = {site: _request(run, site, epochs) for site, enrolled in state.sites.items() if enrolled.role == "train"}
+    requests = {site: _request(run, site, epochs) for site, enrolled in state.sites.items() if enrolled.groups}
     sent = state.arrays["student"]
-    replies = run.council.ask("train.refine", requests, RefineReply, round=number, gate=lambda _, reply: _gate(reply, sent))
+
+    def gate(site: str, reply: RefineReply) -> str | None:
+        return _gate(reply, sent, state.sites[site].visits["train"])
+
+    replies = run.council.ask("train.refine", requests, RefineReply, round=number, gate=gate)
     for modality, members in state.modality_sites().items():
         require_quorum(f"'{modality}' in refine", number, members, replies, config.federation.quorum)
     _choose(run, replies)
@@ -61,7 +65,7 @@ def _request(run: Run, site: str, epochs: int) -> RefineRequest:
     )
 
 
-def _gate(reply: RefineReply, sent: Arrays) -> str | None:
+def _gate(reply: RefineReply, sent: Arrays, most: int) -> str | None:
     """Returns why a reply is refused, or None."""
     foreign = sorted(set(reply.student) - set(sent))
     if foreign:
@@ -75,7 +79,7 @@ def _gate(reply: RefineReply, sent: Arrays) -> str | None:
         return "its gradients of the modality weights are incomplete"
     meta = fault({"meta": reply.meta}, {"meta": {k: gradients[k] for k in reply.meta}}, {}, 0)
     score = score_fault({"student": reply.validation}) if reply.validation else None
-    return fault(blocks, expected, reply.counts, 1) or meta or score
+    return fault(blocks, expected, reply.counts, 1, most) or meta or score
 
 
 def _blocks(student: Arrays) -> dict[str, Arrays]:
@@ -100,10 +104,11 @@ def _at_the_server(run: Run, reference: Cohort, epochs: int) -> tuple[Arrays, di
 
 
 def _aggregate(run: Run, updates: Mapping[str, tuple[Arrays, dict[str, int]]]) -> None:
-    """Averages every block over the places that have data for it."""
+    """Averages every block over the places that have data enough for it (``federation.min_patients``)."""
+    least = run.config.federation.min_patients
     student = dict(run.state.arrays["student"])
     for block in _blocks(student):
-        mine = {s: _blocks(arrays)[block] for s, (arrays, counts) in updates.items() if counts.get(block)}
+        mine = {s: _blocks(arrays)[block] for s, (arrays, counts) in updates.items() if counts.get(block, 0) >= least}
         if mine:
             student.update(weighted_mean(mine, {s: updates[s][1][block] for s in mine}))
     run.state.arrays["student"] = student
@@ -124,7 +129,8 @@ def _learn_weights(run: Run, replies: dict[str, RefineReply]) -> None:
     omega = adam.step(torch.from_numpy(mean["omega"]))
     run.state.arrays["omega-adam"] = {k: v.numpy() for k, v in adam.state().items()}
     both = {s: {k: m[k] for k in ("scale", "bias")} for s, m in able.items() if "scale" in m}
-    if both and run.reference is None:
+    reference = run.reference
+    if both and (reference is None or not reference.labelled):
         step = tensors(weighted_mean(both, {s: counts[s] for s in both}))
         calibration = Calibration(
             calibration.scale - CALIBRATION_LR * step["scale"].sign(),

@@ -26,7 +26,8 @@ def teach(run: Run) -> None:
     }
 
     def gate(site: str, reply: TeachReply) -> str | None:
-        reason = fault(reply.groups, requests[site].groups, reply.counts, config.federation.min_patients)
+        most = state.sites[site].visits["train"]
+        reason = fault(reply.groups, requests[site].groups, reply.counts, config.federation.min_patients, most)
         trained = {f"training loss of '{g}'": loss for g, loss in reply.training.items()}
         return reason or score_fault(reply.validation) or not_finite(trained)
 

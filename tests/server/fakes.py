@@ -79,6 +79,7 @@ class Site:
         shift: How far it moves every parameter that it trains.
         folders: Hospital folders that it says its machine holds.
         asked: Requests of phase 2.
+        refined: Requests of phase 4.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Site:
     shift: float = 0.25
     folders: int = 1
     asked: list[TeachRequest] = field(default_factory=list)
+    refined: list[RefineRequest] = field(default_factory=list)
 
     def answers(self, message: Message) -> list[Answer]:
         told = self.script(message, self.reply(message))
@@ -107,6 +109,7 @@ class Site:
             return TeachReply(self.name, groups, counts, {g: (0.5, 4) for g in groups}, dict.fromkeys(groups, 0.4))
         if kind == "train.refine":
             refine = RefineRequest.from_record(content)
+            self.refined.append(refine)
             own = {*(m for m, n in self.visits.items() if n), *(["fusion"] if sum(map(bool, self.visits.values())) > 1 else [])}
             student = {k: a + shift for k, a in refine.student.items() if "." in k and block_of(k) in own}
             meta = {"omega": np.full_like(refine.student["omega"], 0.1), "scale": np.ones(1, "f4"), "bias": np.ones(1, "f4")}

@@ -122,8 +122,6 @@ def test_without_a_reference_set_the_sites_make_student_and_weights(own: Path, t
     assert {w["round"] for w in moved} == {0, 1}
     assert any(abs(w["value"] - 0.25) > 1e-3 for w in moved)
     assert all(w["value"] == 0.25 for w in state.weights if w["phase"] == "distilling")
-    consilium = read_arrays(tmp_path / "none" / "consilium.safetensors")
-    assert consilium["scale"] != 4.0
     assert {r["model"] for r in state.evaluation} >= {"student", "teachers"}
     none, off = (read_arrays(tmp_path / name / "student.safetensors") for name in ("none", "off"))
     assert {k: v.tobytes() for k, v in none.items()} == {k: v.tobytes() for k, v in off.items()}
@@ -155,16 +153,15 @@ def test_tasks_with_several_outputs_go_all_the_way(
     labels: dict[str, str], task: list[str], reference: str, own: Path, tmp_path: Path
 ) -> None:
     relabel(own, labels)
-    short = ["teach.rounds=1", "refine.rounds=1", "distill.epochs=1", "weights.steps=1", f"distill.reference={reference}"]
+    short = ["teach.rounds=1", "refine.rounds=1", "distill.epochs=1", "weights.steps=1"]
+    short += ["split.meta=0.25", f"distill.reference={reference}"]
     run_inproc(sites=own, run_dir=tmp_path / "run", experiment="tiny", overrides=[*task, *short])
     state = checkpoint.load(tmp_path / "run")
     outputs = load_config("tiny", task).task.outputs
     assert (state.phase, len(state.prior)) == ("finished", len(outputs))
     assert state.evaluation
     assert {w["output"] for w in state.weights} == ({*outputs} if "class" in labels else {None})
-    omega = read_arrays(tmp_path / "run" / "student.safetensors")["omega"]
-    assert np.isfinite(omega).all()
-    assert omega.any()
+    assert any(w["omega"] for w in state.weights if w["phase"] == "refining")
 
 
 def test_with_uniform_weights_omega_stays_where_it_is(tiny: Path, tmp_path: Path) -> None:
