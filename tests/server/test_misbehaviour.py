@@ -61,6 +61,7 @@ TEACH: dict[str, tuple[Script, str]] = {
     "unknown group": (changed(groups=lambda g: {**g, "ct/base": {}}), "it holds 'ct/base', which it was not asked for"),
     "another's name": (changed(site="ash"), "answered under another site's name"),
     "too few patients": (changed(counts=lambda c: dict.fromkeys(c, 4)), "rests on 4 training visits, fewer than"),
+    "too many patients": (changed(counts=lambda c: dict.fromkeys(c, 41)), "claims 41 training visits, the site enrolled with 40"),
     "no count": (changed(counts={}), "rests on 0 training visits"),
     "NaN validation": (changed(validation={"labs/linear": (float("nan"), 4)}), "validation loss of 'labs/linear' is NaN"),
     "empty validation": (changed(validation={"labs/linear": (0.4, 0)}), "validation loss of 'labs/linear' rests on 0 visits"),

@@ -47,6 +47,11 @@ def test_an_update_is_refused_with_the_reason(update: dict[str, Arrays], counts:
     assert (fault(update, SENT, counts, 5) or "").startswith(reason)
 
 
+def test_a_site_cannot_claim_more_patients_than_it_enrolled_with() -> None:
+    assert fault(HONEST, SENT, {"labs/small": 40}, 5, 40) is None
+    assert (fault(HONEST, SENT, {"labs/small": 41}, 5, 40) or "").startswith("'labs/small' claims 41 training visits")
+
+
 def test_numbers_must_be_finite_and_rest_on_visits() -> None:
     assert not_finite({"loss": 0.5}) is None
     assert not_finite({"loss": 0.5, "gain": float("inf")}) == "its gain is NaN or infinite"
