@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -137,10 +138,14 @@ def test_faults_are_listed_in_the_hospitals_folder_and_only_their_number_leaves(
     assert listed.to_dict("records") == [vars(f) for f in faults]
 
 
-def test_the_checksum_tells_whether_the_patient_table_changed(site: Site, config: Config, server: Server) -> None:
-    first, again = (handlers.enrol(site, config, server.enrol(), 1).checksum for _ in range(2))
-    (site.folder / "patients.csv").write_text("other")
-    assert first == again != handlers.enrol(site, config, server.enrol(), 1).checksum
+def test_the_checksum_tells_whether_the_patient_table_changed(folder: Path, config: Config, server: Server) -> None:
+    def checksum() -> str:
+        return handlers.enrol(open_site(context_of(folder), config)[0], config, server.enrol(), 1).checksum
+
+    first, again = checksum(), checksum()
+    pd.read_csv(folder / "patients.csv").iloc[:-1].to_csv(folder / "patients.csv", index=False)
+    os.utime(folder / "patients.csv", (2_000_000_000, 2_000_000_000))
+    assert first == again != checksum()
 
 
 # Teach.
