@@ -115,7 +115,7 @@ def test_a_fault_before_the_site_is_known_is_told_without_a_log(monkeypatch: pyt
         app(message, context_of())
 
 
-@pytest.mark.parametrize("run", ["../../evil", "/tmp/evil", "a/b"])  # noqa: S108
+@pytest.mark.parametrize("run", ["../../evil", "/evil", "a/b"])
 def test_a_run_name_that_is_a_path_writes_nothing(run: str, folder: Path, server: Server) -> None:
     before = sorted(folder.parent.rglob("*"))
     text = refused("evaluate", server.evaluate(run=run).to_record(), folder)

@@ -12,12 +12,16 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from common import flower
 from common.errors import ConsiliumError
 from simulations import launch
+from simulations.consortium import write_tiny
+from simulations.inproc import run_inproc
 
 PYPROJECT = """
 [project]
@@ -202,19 +206,24 @@ def test_without_its_sources_the_project_says_what_to_do_instead(tmp_path: Path,
         flower.project_root()
 
 
-def test_the_demonstration_shows_every_hospital_that_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [
-        {"site": "marsh-lane", "model": "student", "pattern": "notes", "metric": "f1", "value": 0.5, "n": 9},
-        {"site": "lindenhof", "model": "student", "pattern": "all", "metric": "auroc", "value": 0.7512, "n": 65},
-        {"site": "lindenhof", "model": "teachers", "pattern": "cxr", "metric": "auroc", "value": 0.9, "n": 65},
-    ]
-    (tmp_path / "state.json").write_text(json.dumps({"evaluation": rows}), encoding="utf-8")
-    launch._show(tmp_path)
-    lines = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
-    assert [[cell.strip() for cell in line] for line in lines] == [
-        ["lindenhof", "0.751", "-", "65"],
-        ["marsh-lane", "-", "-", "-"],
-    ]
+def test_the_demonstration_shows_every_pattern_on_all_hospitals_patients(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sites, run_dir = tmp_path / "sites", tmp_path / "tiny" / "first"
+    write_tiny(sites)
+    short = ["teach.rounds=1", "distill.epochs=1", "weights.steps=1", "refine.rounds=1"]
+    run_inproc(sites=sites, run_dir=run_dir, experiment="tiny", overrides=short)
+    capsys.readouterr()
+    launch._show(run_dir, sites)
+    said = capsys.readouterr().out
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in said.splitlines() if line.startswith("│")]
+    predictions = pd.read_parquet(run_dir / "predictions.parquet")
+    everybody = predictions[(predictions["pattern"] == "all") & (predictions["model"] == "student")]
+    auroc = roc_auc_score(everybody["label"], everybody["score"])
+    assert lines[0][:2] == ["whatever each patient has", f"{auroc:.3f}"]
+    assert lines[0][3] == str(len(everybody))
+    assert {line[0] for line in lines[1:]} == set(predictions["pattern"]) - {"all"}
+    assert "Modality weights: admission" in said
 
 
 def test_a_demonstration_that_fails_ends_with_exit_code_1_and_the_reason(
