@@ -19,7 +19,7 @@ from server.record import Record
 from simulations.consortium import write_tiny
 
 pytestmark = pytest.mark.e2e
-PATIENCE = 150
+PATIENCE = 400
 HOSPITALS = ("alder", "birch")
 
 

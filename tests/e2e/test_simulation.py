@@ -30,7 +30,7 @@ def sites(tmp_path: Path) -> Path:
 def test_flowers_simulation_and_this_process_make_the_same_student(sites: Path, tmp_path: Path) -> None:
     run_inproc(sites=sites, run_dir=tmp_path / "inproc", experiment="tiny")
     run_flower(
-        experiment="tiny", overrides=(), run_dir=tmp_path / "flwr", sites=sites, num_supernodes=2, timeout_s=240, show=False
+        experiment="tiny", overrides=(), run_dir=tmp_path / "flwr", sites=sites, num_supernodes=2, timeout_s=400, show=False
     )
     for name in ("student", "consilium", "teachers/cxr-base", "teachers/notes-linear"):
         here, there = (read_arrays(tmp_path / run / f"{name}.safetensors") for run in ("inproc", "flwr"))
