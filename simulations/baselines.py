@@ -1,13 +1,14 @@
 """Baselines that are no run of the five phases: ``local``, ``fedavg``, ``central`` and ``central-full``.
 
-They open the same folders through the same code as the sites, and stop early on held-out patients, a sixth of each
-place's, as their users would.
+They open the same folders through the same code as the sites, and train by the same settings: one place as ``distill``, FedAvg
+as ``refine``. A benchmark may choose others for them (``Benchmark.overrides``). With validation patients (``split.validation``)
+the best epoch or round is kept.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from common.arrays import Arrays, module_arrays, tensors
-from common.config import Config, SplitConfig
+from common.config import Config
 from common.data.cohort import Batch, Cohort, concatenate
 from common.data.folder import open_cohort
 from common.data.manifest import FILE_NAME, REFERENCE_FOLDER, hospital_folders, load_manifest
@@ -31,26 +32,20 @@ from common.models.teacher import start_at
 from server.aggregation import weighted_mean
 from server.distillation import new_student
 
-HELD_OUT = 1 / 6
-EPOCHS = 30
-ROUNDS = 30
-
 
 @dataclass(frozen=True)
 class Consortium:
-    """The opened folders of a cell, model-ready.
+    """The opened folders of a cell, raw.
 
     Attributes:
-        config: Of the benchmark's experiment.
+        config: What the baseline is trained by.
         training: Site (or ``reference``) -> its patients, split into train and validation.
         testing: Site -> its test patients.
-        prior: Log-odds of the outputs in training, [C].
     """
 
     config: Config
     training: dict[str, Cohort]
     testing: dict[str, Cohort]
-    prior: Tensor
 
 
 @dataclass(frozen=True)
@@ -58,13 +53,13 @@ class Trained:
     """A trained baseline.
 
     Attributes:
-        speaker: Test site -> what predicts its patients.
+        speaker: Test site -> what predicts its patients, and how their values are scaled for it.
         parameters: Of one network.
         bytes_per_site: Site -> bytes moved.
         curves: Losses over time.
     """
 
-    speaker: Callable[[str], Speaker]
+    speaker: Callable[[str], tuple[Speaker, Standardisation]]
     parameters: int
     bytes_per_site: dict[str, int]
     curves: list[dict[str, object]]
@@ -75,32 +70,33 @@ def open_consortium(sites: Path, config: Config) -> Consortium:
 
     Args:
         sites: Sites folder of the cell.
-        config: Of the benchmark's experiment; its meta and validation shares are replaced by ``HELD_OUT``.
+        config: Of the method; meta patients train, because no baseline has use for them.
     """
-    raw: dict[str, Cohort] = {}
+    training: dict[str, Cohort] = {}
     testing: dict[str, Cohort] = {}
+    split = replace(config.split, meta=0.0)
     for folder in hospital_folders(sites):
         manifest = load_manifest(folder)
-        split = SplitConfig(meta=0.0, validation=HELD_OUT, test=config.split.test)
         cohort = open_cohort(folder, manifest, config.task, split, config.seed)
         if len(cohort.part("test")):
             testing[manifest.site] = cohort.part("test")
         if manifest.role == "train":
-            raw[manifest.site] = cohort.part("train", "validation")
+            training[manifest.site] = cohort.part("train", "validation")
     if config.distill.reference and (sites / REFERENCE_FOLDER / FILE_NAME).is_file():
         folder = sites / REFERENCE_FOLDER
-        split = SplitConfig(meta=0.0, validation=HELD_OUT, test=0.0)
-        raw[REFERENCE_FOLDER] = open_cohort(folder, load_manifest(folder), config.task, split, config.seed)
-    parts = [c.moments() for _, c in sorted(raw.items())]
-    standardisation = Standardisation({m: pool([p[m] for p in parts]) for m in config.task.modalities})
-    labels = torch.cat([c.labels for c in raw.values()])
-    positives = torch.bincount(labels, minlength=len(config.task.outputs)) if labels.ndim == 1 else labels.sum(0)
-    return Consortium(
-        config,
-        {s: c.standardised(standardisation) for s, c in raw.items()},
-        {s: c.standardised(standardisation) for s, c in testing.items()},
-        log_odds(config.task.type, positives.double().numpy(), float(len(labels))),
-    )
+        manifest = load_manifest(folder)
+        training[REFERENCE_FOLDER] = open_cohort(folder, manifest, config.task, replace(split, test=0.0), config.seed)
+    return Consortium(config, training, testing)
+
+
+def common_ground(places: Collection[Cohort]) -> tuple[Standardisation, Tensor]:
+    """Returns the pooled standardisation of raw cohorts and the log-odds of their outputs in training, [C]."""
+    task = next(iter(places)).task
+    parts = [c.moments() for c in places]
+    labels = torch.cat([c.labels for c in places])
+    positives = torch.bincount(labels, minlength=len(task.outputs)) if labels.ndim == 1 else labels.sum(0)
+    standardisation = Standardisation({m: pool([p[m] for p in parts]) for m in task.modalities})
+    return standardisation, log_odds(task.type, positives.double().numpy(), float(len(labels)))
 
 
 def labels_only(config: Config) -> Config:
@@ -110,34 +106,31 @@ def labels_only(config: Config) -> Config:
 
 def central(consortium: Consortium) -> Trained:
     """Trains the student on all training patients pooled at one place (``central-full``: on sites that lack nothing)."""
-    config = labels_only(consortium.config)
     pooled = concatenate(c for _, c in sorted(consortium.training.items()))
-    student = new_student(config, consortium.prior)
-    curve = _train(student, pooled, config, "central")
-    return Trained(lambda site: student_speaker(student), parameters_of(student), {}, curve)
+    student, scaling, curve = _alone(consortium.config, pooled, "central")
+    return Trained(lambda site: (student_speaker(student), scaling), parameters_of(student), {}, curve)
 
 
 def local(consortium: Consortium) -> Trained:
-    """Trains a student at every hospital by itself.
+    """Trains a student at every hospital by itself, scaled by its own patients.
 
     A site's test patients are predicted by its own student; a site that only evaluates takes the student of a training
     site, drawn by seed. What a student never saw in training it does not read.
     """
-    config = labels_only(consortium.config)
-    speakers: dict[str, Speaker] = {}
+    speakers: dict[str, tuple[Speaker, Standardisation]] = {}
     curves: list[dict[str, object]] = []
     size = 0
     for site, cohort in sorted(consortium.training.items()):
         if site == REFERENCE_FOLDER:
             continue
-        student = new_student(config, _prior(cohort))
+        student, scaling, curve = _alone(consortium.config, cohort, site)
         size = parameters_of(student)
-        curves += _train(student, cohort, config, site)
-        speakers[site] = _reading_only(student, cohort.part("train").present.any(0))
+        curves += curve
+        speakers[site] = _reading_only(student, cohort.part("train").present.any(0)), scaling
     names = sorted(speakers)
 
-    def speaker(site: str) -> Speaker:
-        return speakers[site if site in speakers else names[derive_seed(config.seed, "local", site) % len(names)]]
+    def speaker(site: str) -> tuple[Speaker, Standardisation]:
+        return speakers[site if site in speakers else names[derive_seed(consortium.config.seed, "local", site) % len(names)]]
 
     return Trained(speaker, size, dict.fromkeys(names, 0), curves)
 
@@ -145,31 +138,36 @@ def local(consortium: Consortium) -> Trained:
 def fedavg(consortium: Consortium) -> Trained:
     """Trains one zero-filled multimodal network by FedAvg: what a Flower user does today. The reference set is one more site."""
     config = consortium.config
+    scaling, prior = common_ground(consortium.training.values())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "fedavg"))
-        network = ZeroFilled(config, consortium.prior)
-    places = {s: (c.part("train"), c.part("validation")) for s, c in sorted(consortium.training.items())}
+        network = ZeroFilled(config, prior)
+    ready = {s: c.standardised(scaling) for s, c in sorted(consortium.training.items())}
+    places = {s: (c.part("train"), c.part("validation")) for s, c in ready.items()}
     best, best_loss = module_arrays(network), np.inf
     curves: list[dict[str, object]] = []
-    for number in range(ROUNDS + 1):
+    for number in range(config.refine.rounds + 1):
         loss = _pooled_loss(network, [v for _, v in places.values()])
-        curves.append({"phase": "fedavg", "round": number, "group": "network", "split": "validation", "loss": loss})
-        if loss <= best_loss:
+        if loss is not None:
+            curves.append({"phase": "fedavg", "round": number, "group": "network", "split": "validation", "loss": loss})
+        if loss is None:
+            best = module_arrays(network)
+        elif loss <= best_loss:
             best, best_loss = module_arrays(network), loss
-        if number == ROUNDS:
+        if number == config.refine.rounds:
             break
         updates: dict[str, Arrays] = {}
         for site, (train, _) in places.items():
             mine = copy.deepcopy(network)
             seed = derive_seed(config.seed, "fedavg", number, site)
-            fit(mine, len(train), _loss(mine, train), config.refine.training, epochs=1, seed=seed)
+            fit(mine, len(train), _loss(mine, train), config.refine.training, epochs=config.refine.epochs, seed=seed)
             updates[site] = module_arrays(mine)
         network.load_state_dict(tensors(weighted_mean(updates, {s: len(places[s][0]) for s in updates})))
     network.load_state_dict(tensors(best))
     network.eval()
-    moved = 2 * ROUNDS * sum(a.nbytes for a in best.values())
+    moved = 2 * config.refine.rounds * sum(a.nbytes for a in best.values())
     sites = {s: moved for s in places if s != REFERENCE_FOLDER}
-    return Trained(lambda site: Speaker(STUDENT, network), parameters_of(network), sites, curves)
+    return Trained(lambda site: (Speaker(STUDENT, network), scaling), parameters_of(network), sites, curves)
 
 
 class ZeroFilled(nn.Module):
@@ -216,34 +214,32 @@ def _loss(network: ZeroFilled, train: Cohort) -> Callable[[Tensor, torch.Generat
 
 
 @torch.no_grad()
-def _pooled_loss(network: ZeroFilled, held_out: list[Cohort]) -> float:
+def _pooled_loss(network: ZeroFilled, held_out: list[Cohort]) -> float | None:
     network.eval()
     losses = [task_loss(c.task.type, network(c.batch()), c.labels) for c in held_out if len(c)]
-    return float(torch.cat(losses).mean()) if losses else float("inf")
+    return float(torch.cat(losses).mean()) if losses else None
 
 
-def _train(student: Student, cohort: Cohort, config: Config, place: str) -> list[dict[str, object]]:
-    validation = cohort.part("validation")
+def _alone(config: Config, cohort: Cohort, place: str) -> tuple[Student, Standardisation, list[dict[str, object]]]:
+    """Trains a student at one place without any teacher: task losses of all heads, equally."""
+    config = replace(config, distill=replace(config.distill, alpha=1.0, beta=0.0, gamma=0.0, delta=0.0))
+    scaling, prior = common_ground([cohort])
+    ready = cohort.standardised(scaling)
+    student = new_student(config, prior)
     result = train_student(
         student,
-        cohort.part("train"),
+        ready.part("train"),
         config,
         config.distill.training,
         teaching=None,
-        epochs=EPOCHS,
+        epochs=config.distill.epochs,
         seed=derive_seed(config.seed, "baseline", place),
-        validation=validation,
+        validation=ready.part("validation"),
     )
     curves: list[dict[str, object]] = []
     for split, losses in (("train", result.training), ("validation", result.validation)):
         curves += [{"phase": "train", "round": e, "group": place, "split": split, "loss": v} for e, v in enumerate(losses)]
-    return curves
-
-
-def _prior(cohort: Cohort) -> Tensor:
-    labels = cohort.part("train").labels
-    positives = torch.bincount(labels, minlength=len(cohort.task.outputs)) if labels.ndim == 1 else labels.sum(0)
-    return log_odds(cohort.task.type, positives.double().numpy(), float(len(labels)))
+    return student, scaling, curves
 
 
 def _reading_only(student: Student, known: Tensor) -> Speaker:

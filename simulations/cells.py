@@ -75,7 +75,7 @@ def run_cell(
     """
     torch.set_num_threads(1)
     started = time.monotonic()
-    overrides = [f"seed={seed}", *RUNS.get(method, ()), *(DEBUG if debug else ())]
+    overrides = [f"seed={seed}", *RUNS.get(method, ()), *benchmark.overrides.get(method, ()), *(DEBUG if debug else ())]
     config = load_config(benchmark.experiment, overrides)
     if method in RUNS:
         said, predictions = _federated(config, benchmark.experiment, overrides, sites, out, runtime)
@@ -172,9 +172,9 @@ def _baseline(method: str, config: Config, sites: Path) -> tuple[dict[str, Any],
     consortium = open_consortium(sites, config)
     trained = BASELINES[method](consortium)
     folders = {load_manifest(f).site: f for f in hospital_folders(sites)}
-    frames = [
-        _with_patients(folders[site], predict_patterns(cohort, [trained.speaker(site)]))
-        for site, cohort in consortium.testing.items()
-    ]
+    frames = []
+    for site, cohort in consortium.testing.items():
+        speaker, scaling = trained.speaker(site)
+        frames.append(_with_patients(folders[site], predict_patterns(cohort.standardised(scaling), [speaker])))
     said = {"parameters": trained.parameters, "bytes_per_site": trained.bytes_per_site, "weights": [], "curves": trained.curves}
     return said, pd.concat(frames, ignore_index=True)

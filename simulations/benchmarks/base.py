@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,6 +75,7 @@ class Benchmark:
         folds: Number of test folds; their test rows together are the cohort.
         seeds: Number of seeds unless the user says otherwise: 0, 1, ...
         variants: Protocols under other assumptions; None is the main one.
+        overrides: Method -> Hydra overrides of the experiment, so that a baseline is trained as well as the student is.
         metrics: Metrics in the order of the table, the main one first.
         published: Figures of others.
     """
@@ -91,6 +92,7 @@ class Benchmark:
     folds: int = 1
     seeds: int = 3
     variants: tuple[str | None, ...] = (None,)
+    overrides: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     metrics: tuple[str, ...] = ("auroc", "auprc", "accuracy", "f1")
     published: tuple[Published, ...] = ()
 
