@@ -132,13 +132,15 @@ class Cohort:
         return replace(self, inputs=scaled)
 
     def events(self) -> int:
-        """Returns the number of visits in the rarer class of the first output (or the rarest class)."""
-        if len(self) == 0:
-            return 0
-        if self.labels.dtype == torch.int64:
+        """Returns the number of events, by which is judged whether the visits are enough to learn from.
+
+        Binary: the visits of the rarer side. Multi-label: the visits with an event of any output. Multi-class: the visits of the
+        rarest class; a class of the task without a visit counts, so that it is 0 until every class is there.
+        """
+        if self.task.type == "multiclass":
             return int(torch.bincount(self.labels, minlength=len(self.task.outputs)).min())
-        positive = int(self.labels[:, 0].sum())
-        return min(positive, len(self) - positive)
+        positive = int(self.labels.any(1).sum())
+        return positive if self.task.type == "multilabel" else min(positive, len(self) - positive)
 
 
 def concatenate(cohorts: Iterable[Cohort]) -> Cohort:
