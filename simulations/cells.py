@@ -23,8 +23,8 @@ from common.flower import run_flower
 from common.models.ensemble import build_teacher
 from common.models.student import Student, parameters_of
 from simulations.baselines import BASELINES, open_consortium
-from simulations.benchmarks.base import Benchmark
 from simulations.inproc import run_inproc
+from simulations.workers import Job, Work
 
 RUNS: dict[str, tuple[str, ...]] = {
     "student": (),
@@ -44,30 +44,12 @@ def methods() -> list[str]:
     return sorted([*RUNS, *BASELINES])
 
 
-def run_cell(
-    method: str,
-    benchmark: Benchmark,
-    *,
-    sites: Path,
-    out: Path,
-    seed: int,
-    fold: int,
-    variant: str | None,
-    runtime: str,
-    debug: bool,
-) -> None:
-    """Runs one cell and writes ``predictions.parquet`` and, last, ``cell.json`` into its folder.
+def run_cell(work: Work, job: Job) -> None:
+    """Runs one cell and writes ``predictions.parquet`` and, last, ``cell.json`` into its folder, which exists.
 
     Args:
-        method: One of :func:`methods`.
-        benchmark: Whose experiment configures it.
-        sites: Sites folder of the cell.
-        out: Folder of the cell, which exists.
-        seed: Run seed.
-        fold: Test fold, for the record.
-        variant: Variant of the benchmark, for the record.
-        runtime: ``inproc`` or ``flwr``; baselines are no Flower run.
-        debug: Whether training is cut short.
+        work: What all cells of the benchmark run share; its runtime is not for baselines, which are no Flower runs.
+        job: Which cell; its sites are prepared.
 
     Raises:
         ConsiliumError: If the method is unknown, the configuration is refused or a Flower run fails.
@@ -75,34 +57,29 @@ def run_cell(
     """
     torch.set_num_threads(1)
     started = time.monotonic()
-    overrides = [f"seed={seed}", *RUNS.get(method, ()), *benchmark.overrides.get(method, ()), *(DEBUG if debug else ())]
-    config = load_config(benchmark.experiment, overrides)
-    if method in RUNS:
-        said, predictions = _federated(config, benchmark.experiment, overrides, sites, out, runtime)
+    overrides = [
+        f"seed={job.seed}",
+        *RUNS.get(job.method, ()),
+        *work.benchmark.overrides.get(job.method, ()),
+        *(DEBUG if work.debug else ()),
+    ]
+    config = load_config(work.benchmark.experiment, overrides)
+    if job.method in RUNS:
+        said, predictions = _federated(work, job, config, overrides)
     else:
-        said, predictions = _baseline(method, config, sites)
+        said, predictions = _baseline(job.method, config, work.sites(job.split))
+    out = work.cell(job)
     predictions.to_parquet(out / "predictions.parquet", index=False)
-    write_json(
-        out / "cell.json",
-        {
-            "method": method,
-            "seed": seed,
-            "fold": fold,
-            "variant": variant,
-            "seconds": round(time.monotonic() - started, 1),
-            **said,
-            "status": "finished",
-        },
-    )
+    head = work.head(job) | {"seconds": round(time.monotonic() - started, 1)}
+    write_json(out / "cell.json", head | said | {"status": "finished"})
 
 
-def _federated(
-    config: Config, experiment: str, overrides: list[str], sites: Path, out: Path, runtime: str
-) -> tuple[dict[str, Any], pd.DataFrame]:
+def _federated(work: Work, job: Job, config: Config, overrides: list[str]) -> tuple[dict[str, Any], pd.DataFrame]:
     """Runs the five phases and collects the predictions from the hospitals' folders, which a simulation owns."""
+    experiment, sites, out = work.benchmark.experiment, work.sites(job.split), work.cell(job)
     run_dir = out / RUN_FOLDER
     shutil.rmtree(run_dir, ignore_errors=True)
-    if runtime == "flwr":
+    if work.runtime == "flwr":
         run_flower(
             experiment=experiment,
             overrides=overrides,

@@ -30,9 +30,6 @@ from common.errors import ConsiliumError
 from simulations.benchmarks.base import Benchmark
 from simulations.results import load_cell
 
-RunCell = Callable[..., None]
-"""``run_cell(method, benchmark, *, sites, out, seed, fold, variant, runtime, debug)`` writes a cell, ``cell.json`` last."""
-
 UNMASKED = ("central-full",)
 """Methods that see every modality of every training patient."""
 
@@ -77,6 +74,10 @@ class Job:
     def split(self) -> Split:
         """The sites that it opens."""
         return Split(self.seed, self.fold, self.method not in UNMASKED)
+
+
+RunCell = Callable[["Work", Job], None]
+"""``run_cell(work, job)`` writes a cell, ``cell.json`` last."""
 
 
 @dataclass(frozen=True)
@@ -135,18 +136,7 @@ class Work:
         out.mkdir(parents=True)
         with _said_to(out / "cell.log"):
             try:
-                run_cell = self.run_cell or _default_run_cell()
-                run_cell(
-                    job.method,
-                    self.benchmark,
-                    sites=self.sites(job.split),
-                    out=out,
-                    seed=job.seed,
-                    fold=job.fold,
-                    variant=self.variant,
-                    runtime=self.runtime,
-                    debug=self.debug,
-                )
+                (self.run_cell or _default_run_cell())(self, job)
             except ConsiliumError as error:
                 self.record_failure(job, str(error))
             except Exception as error:  # whatever breaks in one method must not end the others
@@ -157,8 +147,11 @@ class Work:
     def record_failure(self, job: Job, reason: str) -> None:
         """Writes that a cell failed, and why."""
         self.cell(job).mkdir(parents=True, exist_ok=True)
-        said = {"method": job.method, "seed": job.seed, "fold": job.fold, "variant": self.variant}
-        write_json(self.cell(job) / "cell.json", said | {"status": "failed", "reason": reason})
+        write_json(self.cell(job) / "cell.json", self.head(job) | {"status": "failed", "reason": reason})
+
+    def head(self, job: Job) -> dict[str, Any]:
+        """Returns what every ``cell.json`` begins with."""
+        return {"method": job.method, "seed": job.seed, "fold": job.fold, "variant": self.variant}
 
     def _prepared_file(self, split: Split) -> Path:
         return self.folder / "prepared" / f"{split.name}.json"

@@ -18,6 +18,7 @@ import pandas as pd
 from common.errors import ConsiliumError
 from common.task import pattern_name, patterns
 from simulations.benchmarks.base import Benchmark, Published
+from simulations.workers import Job, Work
 
 SIGNAL = {"labs": 1.0, "notes": 0.5, "vitals": 0.7}
 METHODS = ("student", "student-uniform", "local", "fedavg", "central", "central-full", "teachers")
@@ -103,23 +104,12 @@ def curves(seed: int, fold: int) -> list[dict[str, Any]]:
     ]
 
 
-def run_cell(
-    method: str,
-    benchmark: Benchmark,
-    *,
-    sites: Path,
-    out: Path,
-    seed: int,
-    fold: int,
-    variant: str | None,
-    runtime: str,
-    debug: bool,
-) -> None:
-    cell = f"{method}-{seed}-{fold}"
-    print(f"running {cell} on {runtime}")
+def run_cell(work: Work, job: Job) -> None:
+    cell, out = job.name, work.cell(job)
+    print(f"running {cell} on {work.runtime}")
     with (out.parents[1] / "calls").open("a") as calls:
         calls.write(cell + "\n")
-    assert (sites / f"masked-{method != 'central-full'}").is_dir()
+    assert (work.sites(job.split) / f"masked-{job.method != 'central-full'}").is_dir()
     assert os.environ["OMP_NUM_THREADS"] == "1"
     if cell in os.environ.get("FAKE_FAIL", "").split():
         raise RuntimeError("the loss is not a number")
@@ -127,7 +117,7 @@ def run_cell(
         os._exit(9)
     if cell in os.environ.get("FAKE_KILL", "").split():
         os.killpg(0, signal.SIGKILL)
-    write_cell(out, method, seed, fold)
+    write_cell(out, job.method, job.seed, job.fold)
 
 
 def write_cell(out: Path, method: str, seed: int, fold: int) -> None:
