@@ -132,9 +132,12 @@ def _read(
             continue
         at = source.column or "variables"
         try:
-            values[row] = read(str(cell), str(visit))
+            value = read(str(cell), str(visit))
         except IngestError as error:
             findings.append(Finding(manifest.patients, row + 2, at, str(error)))
+        else:
+            if value is not None:
+                values[row] = value
     return values
 
 

@@ -16,8 +16,8 @@ A folder of patients holds ``manifest.yaml`` and a patient table (CSV or Parquet
       admission: {kind: table, column: admission, key: visit_id,     # a path; without `column`: the patient table
                   variables: {age: {column: age, unit: years}, sex: {column: sex, codes: {M: male, F: female}}}}
 
-An empty cell is a missing modality. Paths are relative to the manifest's folder and may not leave it. ``key`` says that the file
-holds many visits and which of its columns names the visit.
+An empty cell is a missing modality, and so is a series without any value within the task's steps. Paths are relative to the
+manifest's folder and may not leave it. ``key`` says that the file holds many visits and which of its columns names the visit.
 """
 
 from __future__ import annotations

@@ -172,6 +172,20 @@ def test_a_text_in_a_shared_series_excludes_that_visit_alone(tmp_path: Path) -> 
     assert findings(cohort) == [("patients.csv", 6, "labs")]
 
 
+def test_a_series_without_a_value_in_its_window_is_absent_and_one_without_any_line_is_a_fault(tmp_path: Path) -> None:
+    task = make_task(modalities=["admission", "labs"])
+    write_folder(tmp_path, task, **TOLERANT)
+    labs = pd.read_parquet(tmp_path / "labs.parquet")
+    labs.loc[labs["visit_id"].isin([100, 101]), "hour"] += 48  # visit 100 has no admission either
+    labs[labs["visit_id"] != 104].to_parquet(tmp_path / "labs.parquet")
+    cohort = opened(tmp_path, task)
+    assert findings(cohort) == [("patients.csv", 6, "labs")]
+    assert "no row for this visit" in cohort.findings[0].problem
+    assert not {0, 4} & set(cohort.row)
+    assert cohort.present[cohort.row == 1].tolist() == [[True, False]]
+    assert cohort.inputs["labs"][cohort.row == 1].isnan().all()
+
+
 def test_visits_are_found_although_an_empty_cell_made_floats_of_their_numbers(tmp_path: Path) -> None:
     task = make_task(modalities=["labs"])
     write_folder(tmp_path, task, **TOLERANT)
@@ -377,8 +391,19 @@ def test_a_selection_keeps_rows_together() -> None:
     assert len(cohort.part("train", "meta")) == len(cohort.part("train")) + len(cohort.part("meta"))
 
 
-@pytest.mark.parametrize(("kind", "labels", "events"), [("binary", [[1], [0], [0]], 1), ("multilabel", [[1, 0]] * 3, 0)])
-def test_events_count_the_rarer_side_of_the_first_output(kind: Any, labels: list[list[float]], events: int) -> None:
+@pytest.mark.parametrize(
+    ("kind", "labels", "events"),
+    [
+        ("binary", [[1], [0], [0]], 1),
+        ("binary", [[1], [1], [0]], 1),
+        ("multilabel", [[1, 0], [0, 1], [0, 0]], 2),
+        ("multilabel", [[0, 1]] * 3, 3),
+        ("multilabel", [[0, 0]] * 3, 0),
+    ],
+)
+def test_events_are_the_rarer_side_of_one_output_and_the_visits_with_any_of_several(
+    kind: Any, labels: list[list[float]], events: int
+) -> None:
     cohort = replace(make_cohort(make_task(kind), 3), labels=torch.tensor(labels, dtype=torch.float32))
     assert cohort.events() == events
     assert cohort.part("nowhere").events() == 0

@@ -22,8 +22,8 @@ __all__ = ["Frames", "IngestError", "Reader", "reader"]
 class Reader(Protocol):
     """Reads one modality of one visit."""
 
-    def __call__(self, cell: str, visit: str) -> NDArray[np.generic]:
-        """Returns the raw array of the visit that a patient-table cell points at.
+    def __call__(self, cell: str, visit: str) -> NDArray[np.generic] | None:
+        """Returns the raw array of the visit that a patient-table cell points at; None if it holds nothing after all.
 
         Raises:
             IngestError: Saying what is wrong, without any value of the file.
@@ -47,7 +47,7 @@ def reader(folder: Path, source: Source, modality: Modality, frames: Frames) -> 
             raise IngestError(f"the text cannot be read ({type(error).__name__})") from None
         return hash_words(words, modality.buckets, modality.tokens)
 
-    def series(cell: str, visit: str) -> NDArray[np.generic]:
+    def series(cell: str, visit: str) -> NDArray[np.generic] | None:
         return bin_series(frames.rows(inside(folder, cell), source.key, visit), source, modality)
 
     def table(cell: str, visit: str) -> NDArray[np.generic]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from common.data.ingest.frames import IngestError, Rows
+from common.data.ingest.frames import Rows
 from common.data.manifest import Source
 from common.task import Modality
 
 
-def bin_series(rows: Rows, source: Source, modality: Modality) -> NDArray[np.generic]:
+def bin_series(rows: Rows, source: Source, modality: Modality) -> NDArray[np.generic] | None:
     """Returns the steps of one visit.
 
     Args:
@@ -19,10 +19,11 @@ def bin_series(rows: Rows, source: Source, modality: Modality) -> NDArray[np.gen
         modality: Steps and features.
 
     Returns:
-        float32 [T, F]; NaN where nothing was observed in a step, or where the site lacks a variable.
+        float32 [T, F]; NaN where nothing was observed in a step, or where the site lacks a variable. None where nothing was
+        observed in any step: the visit has no such series.
 
     Raises:
-        IngestError: If a column is absent or no number, or if no value lies within the steps.
+        IngestError: If a column is absent or no number.
     """
     step = np.floor(rows.numbers(source.time) / modality.step_hours)
     within = (step >= 0) & (step < modality.steps)
@@ -36,6 +37,4 @@ def bin_series(rows: Rows, source: Source, modality: Modality) -> NDArray[np.gen
         count = np.bincount(index[seen], minlength=modality.steps)
         total = np.bincount(index[seen], weights=values[seen], minlength=modality.steps)
         binned[:, f] = np.where(count > 0, total / np.maximum(count, 1), np.nan)
-    if np.isnan(binned).all():
-        raise IngestError("no value lies within the task's time steps")
-    return binned.astype(np.float32)
+    return None if np.isnan(binned).all() else binned.astype(np.float32)
