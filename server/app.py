@@ -53,6 +53,7 @@ def play(run: Run) -> None:
     """
     try:
         if run.state.phase != "finished":
+            run.settle_reference()
             replies = roll_call(run)
             if run.state.phase == "enrolling":
                 enrol(run, replies)

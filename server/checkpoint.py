@@ -53,6 +53,7 @@ class PlainState:
         failed_in: Phase in which it failed, and which ``resume`` takes up.
         nodes: Flower nodes that were asked to enrol.
         reference: Visits of the reference set.
+        reference_checksum: SHA-256 of its patients as they were read; empty without one.
         sites: Site -> what it enrolled with.
         prior: Log-odds of the outputs (log class shares for multi-class), [C].
         best: ``teach`` group or ``student`` -> lowest validation loss so far.
@@ -69,6 +70,7 @@ class PlainState:
     failed_in: Phase | None = None
     nodes: int = 0
     reference: int = 0
+    reference_checksum: str = ""
     sites: dict[str, Enrolled] = field(default_factory=dict)
     prior: list[float] = field(default_factory=list)
     best: dict[str, float] = field(default_factory=dict)

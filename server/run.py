@@ -27,7 +27,7 @@ from common.models.student import Student
 from server import checkpoint
 from server.checkpoint import RunState
 from server.record import Record
-from server.reference import open_reference
+from server.reference import checksum, find_reference, open_reference
 from server.results import environment, summary
 from server.rounds import Council
 
@@ -60,19 +60,26 @@ class Run:
 
     @cached_property
     def raw_reference(self) -> Cohort | None:
-        """The reference set, raw.
+        """The reference set, raw."""
+        return open_reference(self.config)
+
+    def settle_reference(self) -> None:
+        """Opens the reference set before any site is asked, and keeps what a resumed run will find it by.
 
         Raises:
-            ConsiliumError: If it is not the one that the run was started with, most often because the server does not find it.
+            ConsiliumError: If it cannot be used, or is not the one that the run was started with, most often because the server
+                does not find it.
         """
-        found = open_reference(self.config)
-        visits = 0 if found is None else len(found)
-        if self.state.phase != "enrolling" and visits != self.state.reference:
+        state, found = self.state, self.raw_reference
+        visits, now = 0 if found is None else len(found), checksum(found)
+        if state.phase == "enrolling":
+            state.reference, state.reference_checksum = visits, now
+        elif (visits, now) != (state.reference, state.reference_checksum):
             raise ConsiliumError(
-                f"The run was started with a reference set of {self.state.reference} visits, now there are {visits}. Let "
-                "CONSILIUM_SITES or CONSILIUM_REFERENCE name the same one where the server is started, then resume again."
+                f"The run was started with another reference set: {state.reference} visits (checksum "
+                f"{state.reference_checksum[:8] or 'none'}), now there are {visits} ({now[:8] or 'none'}). Let CONSILIUM_SITES "
+                "or CONSILIUM_REFERENCE name the same one, unchanged, where the server is started, then resume again."
             )
-        return found
 
     @cached_property
     def reference(self) -> Cohort | None:
@@ -151,7 +158,7 @@ def open_run(grid: Grid, folder: Path, config: Config | None) -> Run:
         config: Of a new run; None opens an old one with the configuration recorded there.
 
     Raises:
-        ConsiliumError: If there is no run to open, or a run to start lies there already.
+        ConsiliumError: If there is no run to open, a run to start lies there already, or the reference set's manifest is refused.
     """
     torch.set_num_threads(1)  # more threads add up in another order, and a resumed run would end with another student
     existing = (folder / checkpoint.STATE_FILE).is_file()
@@ -164,6 +171,7 @@ def open_run(grid: Grid, folder: Path, config: Config | None) -> Run:
     elif existing:
         raise ConsiliumError(f"{folder} already holds a run. Continue it with: consilium-server resume {folder}")
     else:
+        find_reference(config)  # a fault in its manifest leaves no run behind
         folder.mkdir(parents=True, exist_ok=True)
         state = RunState()
         write_json(folder / CONFIG_FILE, to_json(config))

@@ -143,7 +143,6 @@ def _check_groups(run: Run) -> None:
 def _pool(run: Run, replies: dict[str, EnrolReply]) -> None:
     """Pools feature moments and label counts of the training sites and of the reference set, in the order of the sites' names."""
     task, reference = run.config.task, run.raw_reference
-    run.state.reference = 0 if reference is None else len(reference)
     trains = [r for _, r in sorted(replies.items()) if r.role == "train" and r.site in run.state.sites]
     parts = [moments_of(r.moments) for r in trains]
     if reference is not None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from common.arrays import read_arrays
@@ -59,15 +61,30 @@ def test_killed_within_a_round_a_run_ends_with_the_same_student(tiny: Path, undi
     assert_same_results(run, undisturbed)
 
 
-def test_a_run_is_not_resumed_with_another_reference_set(tiny: Path, undisturbed: Path, tmp_path: Path) -> None:
+def without(sites: Path) -> None:
+    shutil.rmtree(sites / "reference")
+
+
+def one_value_changed(sites: Path) -> None:
+    file = sites / "reference" / "admission.csv"
+    table = pd.read_csv(file)
+    table.loc[0, "age"] += 1
+    table.to_csv(file, index=False)
+
+
+@pytest.mark.parametrize(("change", "visits"), [(without, 0), (one_value_changed, 60)])
+def test_a_run_is_not_resumed_with_another_reference_set(
+    change: Callable[[Path], None], visits: int, tiny: Path, undisturbed: Path, tmp_path: Path
+) -> None:
     run, sites = tmp_path / "run", tmp_path / "sites"
     assert killing.killed(killing.run_until_transition, tiny, run, "distilling", 0)
     shutil.copytree(tiny, sites)
-    shutil.rmtree(sites / "reference")
-    with pytest.raises(ConsiliumError, match="started with a reference set of 60 visits, now there are 0"):
+    change(sites)
+    with pytest.raises(ConsiliumError, match=rf"another reference set: 60 visits \(checksum \w+\), now there are {visits} "):
         run_inproc(sites=sites, run_dir=run, experiment="tiny", resume=True)
     state = json.loads((run / "state.json").read_text(encoding="utf-8"))
     assert (state["phase"], state["failed_in"]) == ("failed", "distilling")
     assert "Let CONSILIUM_SITES or CONSILIUM_REFERENCE name the same one" in state["reason"]
+    assert [e["phase"] for e in Record(run).events("round")].count("enrol") == 1  # no site was asked again
     run_inproc(sites=tiny, run_dir=run, experiment="tiny", resume=True)
     assert_same_results(run, undisturbed)

@@ -17,6 +17,7 @@ from client.app import app as client_app
 from common.arrays import read_arrays
 from common.config import load_config, to_json
 from common.data.manifest import FILE_NAME, hospital_folders, load_manifest
+from common.errors import ConsiliumError
 from common.evaluation.results import load_results
 from server import checkpoint
 from server.app import play
@@ -174,6 +175,32 @@ def test_the_reference_set_may_lie_elsewhere(own: Path, tmp_path: Path, monkeypa
     monkeypatch.setenv("CONSILIUM_REFERENCE", str(elsewhere))
     run_inproc(sites=own, run_dir=tmp_path / "run", experiment="tiny", overrides=QUICK)
     assert checkpoint.load(tmp_path / "run").reference == 60
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ({"role": "evaluate"}, "'role: evaluate': the student would learn from test patients.*take the line out"),
+        ({"split": "fold"}, "'split: fold', but its patients are split by the server.*take the line out"),
+    ],
+)
+def test_a_reference_set_with_test_patients_is_refused_before_anything_starts(
+    line: dict[str, str], reason: str, own: Path, tmp_path: Path
+) -> None:
+    file = own / "reference" / FILE_NAME
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text(encoding="utf-8")) | line), encoding="utf-8")
+    with pytest.raises(ConsiliumError, match=reason):
+        run_inproc(sites=own, run_dir=tmp_path / "run", experiment="tiny", overrides=QUICK)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_faulty_reference_set_fails_the_run_before_any_site_is_asked(own: Path, tmp_path: Path) -> None:
+    for note in (own / "reference" / "notes").iterdir():
+        note.unlink()
+    with pytest.raises(ConsiliumError, match=r"refuses: .* patient rows have a fault"):
+        run_inproc(sites=own, run_dir=tmp_path / "run", experiment="tiny", overrides=QUICK)
+    assert Record(tmp_path / "run").events("round") == []
+    assert "patient rows have a fault" in read(tmp_path / "run" / "state.json")["reason"]
 
 
 def test_a_few_faulty_rows_are_left_out_and_many_keep_the_site_away(own: Path, tmp_path: Path) -> None:
