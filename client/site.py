@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import traceback
@@ -24,6 +25,7 @@ from common.errors import ConsiliumError
 from common.models.ensemble import GROUP_SEPARATOR, groups
 from common.task import Task
 
+LOG = logging.getLogger(__name__)
 OWN_FOLDER = ".consilium"
 FAULTS = "faults.log"
 FINDINGS = "findings.csv"
@@ -126,7 +128,11 @@ class Site:
 @lru_cache(maxsize=64)
 def _open(folder: Path, changed: int, task: str, split: str, seed: int) -> Site:
     """Opens a folder; the arguments are the key under which it is kept, hence the JSON texts."""
-    manifest = load_manifest(folder)
+    try:
+        manifest = load_manifest(folder, FILE_NAME)
+    except ConsiliumError as error:
+        LOG.error("In %s: %s", folder, error)  # for this hospital's console: the text that leaves names no folder
+        raise
     if not manifest.labels:
         raise ConsiliumError(
             f"Site '{manifest.site}' cannot take part: its manifest names no 'labels'. Only a reference set may lack them."

@@ -111,7 +111,7 @@ class Manifest:
     """
 
     site: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
-    patients: str
+    patients: Annotated[str, Field(pattern=r"^[^/]")]
     patient: str
     visit: str
     modalities: dict[str, Source]
@@ -128,27 +128,31 @@ def hospital_folders(sites: Path) -> list[Path]:
     return sorted(p.parent for p in sites.glob(f"*/{FILE_NAME}") if p.parent.name != REFERENCE_FOLDER)
 
 
-def load_manifest(path: Path) -> Manifest:
+def load_manifest(path: Path, name: str | None = None) -> Manifest:
     """Reads and checks a manifest.
 
     Args:
         path: The manifest file, or the folder that holds it.
+        name: What errors call the file; by default its path, which is for people on this machine only.
 
     Raises:
         ConsiliumError: If the file is missing, is no YAML, or does not fit the format. Cell values are not quoted.
     """
     file = path / FILE_NAME if path.is_dir() else path
+    name = name or str(file)
     if not file.is_file():
-        raise ConsiliumError(f"No manifest at {file}. Write one (format: README, 'Your hospital's files') or correct the path.")
+        raise ConsiliumError(
+            f"No manifest: {name} does not exist. Write one (format: README, 'Your hospital's files') or correct the path."
+        )
     try:
         raw = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConsiliumError(f"{file} is not valid YAML ({type(error).__name__}). Check its indentation and quotes.") from None
+        raise ConsiliumError(f"{name} is not valid YAML ({type(error).__name__}). Check its indentation and quotes.") from None
     try:
         return TypeAdapter(Manifest).validate_python(raw)
     except ValidationError as error:
         faults = [_explain(e) for e in error.errors(include_input=False, include_url=False)]
-        raise ConsiliumError(f"{file} does not fit the manifest format: {'; '.join(faults)}.") from None
+        raise ConsiliumError(f"{name} does not fit the manifest format: {'; '.join(faults)}.") from None
 
 
 def _explain(error: Any) -> str:

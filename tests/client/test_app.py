@@ -115,6 +115,20 @@ def test_a_fault_before_the_site_is_known_is_told_without_a_log(monkeypatch: pyt
         app(message, context_of())
 
 
+@pytest.mark.parametrize("content", [None, "site: [", "pateint: x"])
+def test_the_place_of_a_manifest_that_cannot_be_used_is_told_on_the_hospitals_own_console_alone(
+    content: str | None, folder: Path, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    if content is None:
+        (folder / "manifest.yaml").unlink()
+    else:
+        (folder / "manifest.yaml").write_text(content)
+    text = refused("enrol", server.enrol().to_record(), folder)
+    assert "manifest.yaml" in text
+    assert str(folder.parent) not in text
+    assert str(folder) in caplog.text
+
+
 @pytest.mark.parametrize("run", ["../../evil", "/evil", "a/b"])
 def test_a_run_name_that_is_a_path_writes_nothing(run: str, folder: Path, server: Server) -> None:
     before = sorted(folder.parent.rglob("*"))

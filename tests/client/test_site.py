@@ -60,7 +60,7 @@ def test_a_node_without_a_place_says_how_to_name_one(config: Config) -> None:
 
 
 def test_a_missing_folder_says_what_is_missing(tmp_path: Path, config: Config) -> None:
-    assert "No manifest at" in refused(context_of(tmp_path / "nowhere" / "manifest.yaml"), config)
+    assert "No manifest: manifest.yaml" in refused(context_of(tmp_path / "nowhere" / "manifest.yaml"), config)
 
 
 def test_a_hospital_without_labels_is_refused_because_it_would_teach_that_nobody_dies(tmp_path: Path, config: Config) -> None:

@@ -57,6 +57,7 @@ def nested(name: str, **changes: Any) -> dict[str, Any]:
         ({"visit": KeyError}, "visit", "required"),
         ({"site": "../etc"}, "site", "pattern"),
         ({"site": "a b"}, "site", "pattern"),
+        ({"patients": "/srv/hospital/patients.csv"}, "patients", "pattern"),
         ({"role": "teach"}, "role", "'train' or 'evaluate'"),
         ({"schema_version": 2}, "schema_version", "1"),
         ({"limits": {"bad_rows": 2}}, "limits.bad_rows", "less than or equal to 1"),
@@ -100,8 +101,19 @@ def test_yaml_cannot_build_objects(tmp_path: Path) -> None:
 
 def test_a_missing_manifest_says_what_to_write(tmp_path: Path) -> None:
     text = refused(tmp_path)
-    assert "No manifest at" in text
+    assert "No manifest" in text
     assert "README" in text
+
+
+@pytest.mark.parametrize("content", [None, "site: [", "pateint: x"])
+def test_a_fault_names_the_whole_path_unless_the_caller_gives_it_a_name(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "manifest.yaml").write_text(content)
+    assert str(tmp_path / "manifest.yaml") in refused(tmp_path)
+    with pytest.raises(ConsiliumError) as error:
+        load_manifest(tmp_path, "the manifest")
+    assert str(tmp_path) not in str(error.value)
+    assert "the manifest" in str(error.value)
 
 
 def test_hospitals_are_the_folders_with_a_manifest_in_the_order_of_their_names_without_the_reference_set(tmp_path: Path) -> None:
