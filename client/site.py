@@ -125,6 +125,22 @@ class Site:
         return min(asked, self.manifest.limits.epochs)
 
 
+def fingerprint(folder: Path) -> int:
+    """Returns a number that changes, within this process, with the name, size or time of any file that is the hospital's own."""
+    files: list[tuple[str, int, int]] = []
+    places = [str(folder)]
+    while places:
+        with suppress(OSError), os.scandir(places.pop()) as entries:  # what cannot be looked at is found when it is opened
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    places += [entry.path] if entry.name != OWN_FOLDER else []
+                else:
+                    with suppress(OSError):
+                        state = entry.stat()
+                        files.append((entry.path, state.st_size, state.st_mtime_ns))
+    return hash(frozenset(files))
+
+
 @lru_cache(maxsize=64)
 def _open(folder: Path, changed: int, task: str, split: str, seed: int) -> Site:
     """Opens a folder; the arguments are the key under which it is kept, hence the JSON texts."""
@@ -148,9 +164,8 @@ def open_site(context: Context, config: Config) -> tuple[Site, int]:
         The site, and how many hospital folders this machine knows of.
     """
     folder, here = site_folder(context)
-    changed = max((p.stat().st_mtime_ns for p in folder.iterdir() if p.name != OWN_FOLDER), default=0) if folder.is_dir() else 0
     task, split = TypeAdapter(Task).dump_json(config.task), TypeAdapter(SplitConfig).dump_json(config.split)
-    site = _open(folder, changed, task.decode(), split.decode(), config.seed)
+    site = _open(folder, fingerprint(folder), task.decode(), split.decode(), config.seed)
     return site, here
 
 

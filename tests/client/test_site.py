@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,6 +78,34 @@ def test_a_site_is_opened_once_until_its_files_task_or_seed_change(folder: Path,
     table.to_csv(folder / "patients.csv", index=False)
     os.utime(folder / "patients.csv", (2_000_000_000, 2_000_000_000))
     assert len(open_site(context, config)[0].cohort) == 60
+
+
+@pytest.mark.parametrize("change", ["content", "older", "new", "gone", "moved"])
+def test_a_change_in_a_sub_folder_opens_the_site_again(folder: Path, config: Config, change: str) -> None:
+    image = folder / "images" / "chest" / "1.txt"
+    image.parent.mkdir(parents=True)
+    image.write_text("one")
+    first = open_site(context_of(folder), config)[0]
+    assert open_site(context_of(folder), config)[0] is first
+    if change == "content":
+        image.write_text("other")
+    elif change == "older":
+        os.utime(image, (1_000_000_000, 1_000_000_000))
+    elif change == "new":
+        shutil.copy2(image, image.parent / "2.txt")
+    elif change == "gone":
+        image.unlink()
+    else:
+        image.rename(folder / "1.txt")
+    assert open_site(context_of(folder), config)[0] is not first
+
+
+def test_links_that_lead_nowhere_or_round_in_circles_do_no_harm(folder: Path, config: Config) -> None:
+    (folder / "images").mkdir()
+    (folder / "images" / "again").symlink_to(folder)
+    (folder / "images" / "nowhere").symlink_to(folder / "nowhere")
+    first = open_site(context_of(folder), config)[0]
+    assert open_site(context_of(folder), config)[0] is first
 
 
 def test_what_a_run_leaves_in_the_folder_does_not_open_the_site_again(folder: Path, config: Config) -> None:
