@@ -20,11 +20,8 @@ def prepare(folder: Path, seed: int, fold: int, variant: str | None, masked: boo
     """Writes one fold as hospitals; see :data:`simulations.benchmarks.base.Prepare`."""
     root = os.environ.get("CONSILIUM_DATA")
     if not root:
-        raise ConsiliumError(
-            "CONSILIUM_DATA is not set: it names the folder that holds 'eicu_demo', the eICU Collaborative Research Database "
-            "Demo v2.0 of PhysioNet with the YAIB demo cohorts. Download both, put them there, and set CONSILIUM_DATA to it."
-        )
-    stays = eicu.load(Path(root) / "eicu_demo")
+        raise ConsiliumError(f"CONSILIUM_DATA is not set: it names the folder that holds '{eicu.FOLDER}'. {eicu.HOW_TO_GET}")
+    stays = eicu.load(Path(root) / eicu.FOLDER)
     said = eicu.write_sites(
         stays,
         folder,

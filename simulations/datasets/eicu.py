@@ -26,6 +26,12 @@ from numpy.typing import NDArray
 from common.errors import ConsiliumError
 from simulations.partition import assign_modalities, draw_sites, grouped_folds, linked_groups
 
+FOLDER = "eicu_demo"
+HOW_TO_GET = (
+    "Download the 'eICU Collaborative Research Database Demo' v2.0 from PhysioNet (https://physionet.org/content/eicu-crd-demo/, "
+    f"open access) into a folder '{FOLDER}', add YAIB's '{FOLDER}' cohorts (https://github.com/rvandewater/YAIB, demo_data/) as "
+    f"its sub-folder 'yaib' (yaib/los/dyn.parquet), and set CONSILIUM_DATA to the folder that holds '{FOLDER}'."
+)
 HOURS = 24
 SERIES_FILE = "yaib/los/dyn.parquet"
 TABLES = ("patient", "hospital", "apacheapsvar", "apachepredvar", "admissiondx", "diagnosis", "pasthistory")
@@ -226,12 +232,7 @@ def _files(root: Path) -> dict[str, Path]:
     found = {path.name.lower(): path for path in root.glob("*.csv.gz")} | {SERIES_FILE: root / SERIES_FILE}
     for name in (*(f"{table}.csv.gz" for table in TABLES), SERIES_FILE):
         if name not in found or not found[name].is_file():
-            raise ConsiliumError(
-                f"The eICU demo is not complete: {root / name} is missing. Download the 'eICU Collaborative Research Database "
-                "Demo' v2.0 from PhysioNet (https://physionet.org/content/eicu-crd-demo/, open access) into that folder, add the "
-                "'eicu_demo' cohorts of YAIB (https://github.com/rvandewater/YAIB, demo_data/) as its sub-folder 'yaib' "
-                "(yaib/los/dyn.parquet), and set CONSILIUM_DATA to the folder that holds 'eicu_demo'."
-            )
+            raise ConsiliumError(f"The eICU demo is not complete: {root / name} is missing. {HOW_TO_GET}")
     return {name: found[name] for name in (*(f"{table}.csv.gz" for table in TABLES), SERIES_FILE)}
 
 

@@ -17,6 +17,7 @@ from common.data.folder import open_cohort
 from common.data.manifest import check_against_task, load_manifest
 from common.errors import ConsiliumError
 from common.task import Task
+from simulations.benchmarks import eicu_mortality
 from simulations.datasets import eicu
 from simulations.datasets.eicu import EicuStays
 
@@ -71,9 +72,15 @@ def patients_of(folder: Path, prefix: str) -> pd.DataFrame:
     return pd.concat([pd.read_parquet(p / "patients.parquet").assign(site=p.name) for p in sites], ignore_index=True)
 
 
-def test_a_missing_folder_names_the_path_and_the_public_home(tmp_path):
-    with pytest.raises(ConsiliumError, match=r"eicu_demo.*patient\.csv\.gz.*physionet\.org.*YAIB.*CONSILIUM_DATA"):
-        eicu.load(tmp_path / "eicu_demo")
+def test_without_a_data_root_the_benchmark_names_folder_home_and_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.delenv("CONSILIUM_DATA", raising=False)
+    with pytest.raises(ConsiliumError, match=r"CONSILIUM_DATA is not set.*'eicu_demo'.*Download.*https://physionet\.org/"):
+        eicu_mortality.prepare(tmp_path / "sites", 0, 0, None, True)
+    monkeypatch.setenv("CONSILIUM_DATA", str(tmp_path))
+    with pytest.raises(
+        ConsiliumError, match=rf"{tmp_path}/eicu_demo/patient\.csv\.gz is missing.*https://physionet\.org/.*YAIB.*CONSILIUM_DATA"
+    ):
+        eicu_mortality.prepare(tmp_path / "sites", 0, 0, None, True)
 
 
 @needs_data
