@@ -12,8 +12,8 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client import handlers
-from client.site import FAULTS, OWN_FOLDER, note_fault, open_site
-from common.config import from_json
+from client.site import FAULTS, OWN_FOLDER, Site, note_fault, open_site
+from common.config import Config, from_json
 from common.errors import ConsiliumError
 from common.messages import (
     EnrolRequest,
@@ -30,8 +30,8 @@ app = ClientApp()
 R = TypeVar("R", bound=Request)
 
 
-def answer(message: Message, context: Context, kind: type[R], handle: Callable[[R, Context], WireMessage]) -> Message:
-    """Decodes a request, guards, handles it and encodes the reply.
+def answer(message: Message, context: Context, kind: type[R], handle: Callable[[Site, Config, R], WireMessage]) -> Message:
+    """Decodes a request, guards, opens the site, handles the request and encodes the reply.
 
     An unforeseen fault leaves the site as its kind and code line only: its text may quote patient data, and stays in the
     hospital's own log.
@@ -47,7 +47,8 @@ def answer(message: Message, context: Context, kind: type[R], handle: Callable[[
                 f"This site runs other code ({code_hash()}) than the server ({request.code}): another checkout was imported, or "
                 "a side is not updated. Install the same version on both sides, and start each SuperLink in a folder of its own."
             )
-        return Message(handle(request, context).to_record(), reply_to=message)
+        config = from_json(request.config)
+        return Message(handle(open_site(context, config), config, request).to_record(), reply_to=message)
     except ConsiliumError:
         raise
     except MessageError as error:
@@ -64,43 +65,22 @@ def answer(message: Message, context: Context, kind: type[R], handle: Callable[[
 @app.query("enrol")
 def enrol(message: Message, context: Context) -> Message:
     """Phase 1."""
-
-    def handle(request: EnrolRequest, context: Context) -> WireMessage:
-        config = from_json(request.config)
-        site, here = open_site(context, config)
-        return handlers.enrol(site, config, request, here)
-
-    return answer(message, context, EnrolRequest, handle)
+    return answer(message, context, EnrolRequest, handlers.enrol)
 
 
 @app.train("teach")
 def teach(message: Message, context: Context) -> Message:
     """Phase 2."""
-
-    def handle(request: TeachRequest, context: Context) -> WireMessage:
-        config = from_json(request.config)
-        return handlers.teach(open_site(context, config)[0], config, request)
-
-    return answer(message, context, TeachRequest, handle)
+    return answer(message, context, TeachRequest, handlers.teach)
 
 
 @app.train("refine")
 def refine(message: Message, context: Context) -> Message:
     """Phase 4."""
-
-    def handle(request: RefineRequest, context: Context) -> WireMessage:
-        config = from_json(request.config)
-        return handlers.refine(open_site(context, config)[0], config, request)
-
-    return answer(message, context, RefineRequest, handle)
+    return answer(message, context, RefineRequest, handlers.refine)
 
 
 @app.evaluate("patterns")
 def evaluate(message: Message, context: Context) -> Message:
     """Phase 5."""
-
-    def handle(request: EvaluateRequest, context: Context) -> WireMessage:
-        config = from_json(request.config)
-        return handlers.evaluate(open_site(context, config)[0], config, request)
-
-    return answer(message, context, EvaluateRequest, handle)
+    return answer(message, context, EvaluateRequest, handlers.evaluate)

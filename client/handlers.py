@@ -50,7 +50,7 @@ META_DRAWS = 4
 PACKAGES = ("flwr", "torch", "numpy")
 
 
-def enrol(site: Site, config: Config, request: EnrolRequest, sites_here: int) -> EnrolReply:
+def enrol(site: Site, config: Config, request: EnrolRequest) -> EnrolReply:
     """Says what the site holds; counts below the site's limit are hidden, and those that leave so few of the others."""
     site.store_findings()
     least = site.manifest.limits.min_count
@@ -66,7 +66,7 @@ def enrol(site: Site, config: Config, request: EnrolRequest, sites_here: int) ->
         labels = [None if told(len(train) - int(n)) is None else told(int(n)) for n in train.labels.sum(0).tolist()]
     return EnrolReply(
         site=site.manifest.site,
-        sites_here=sites_here,
+        sites_here=site.sites_here,
         role=site.manifest.role,
         modalities={m: told(len(train.holding(m))) for m in config.task.modalities},
         patterns={p: told(n) for p, n in count_patterns(site.cohort).items()},

@@ -73,11 +73,13 @@ class Site:
         folder: Where the manifest lies.
         manifest: What it says.
         cohort: Raw patients.
+        sites_here: Hospital folders that this machine knows of (1 unless simulated).
     """
 
     folder: Path
     manifest: Manifest
     cohort: Cohort
+    sites_here: int = 1
     _ready: dict[bytes, Cohort] = field(default_factory=dict)
 
     def ready(self, standardisation: Standardisation) -> Cohort:
@@ -142,7 +144,7 @@ def fingerprint(folder: Path) -> int:
 
 
 @lru_cache(maxsize=64)
-def _open(folder: Path, changed: int, task: str, split: str, seed: int) -> Site:
+def _open(folder: Path, sites_here: int, changed: int, task: str, split: str, seed: int) -> Site:
     """Opens a folder; the arguments are the key under which it is kept, hence the JSON texts."""
     try:
         manifest = load_manifest(folder, FILE_NAME)
@@ -154,19 +156,15 @@ def _open(folder: Path, changed: int, task: str, split: str, seed: int) -> Site:
             f"Site '{manifest.site}' cannot take part: its manifest names no 'labels'. Only a reference set may lack them."
         )
     shares = TypeAdapter(SplitConfig).validate_json(split)
-    return Site(folder, manifest, open_cohort(folder, manifest, TypeAdapter(Task).validate_json(task), shares, seed))
+    cohort = open_cohort(folder, manifest, TypeAdapter(Task).validate_json(task), shares, seed)
+    return Site(folder, manifest, cohort, sites_here)
 
 
-def open_site(context: Context, config: Config) -> tuple[Site, int]:
-    """Opens this node's site; a site opened before in this process, and unchanged since, is kept.
-
-    Returns:
-        The site, and how many hospital folders this machine knows of.
-    """
-    folder, here = site_folder(context)
+def open_site(context: Context, config: Config) -> Site:
+    """Returns this node's site, opened; one opened before in this process, and unchanged since, is kept."""
+    folder, sites_here = site_folder(context)
     task, split = TypeAdapter(Task).dump_json(config.task), TypeAdapter(SplitConfig).dump_json(config.split)
-    site = _open(folder, fingerprint(folder), task.decode(), split.decode(), config.seed)
-    return site, here
+    return _open(folder, sites_here, fingerprint(folder), task.decode(), split.decode(), config.seed)
 
 
 def note_fault(context: Context) -> None:

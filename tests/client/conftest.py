@@ -90,7 +90,7 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> Site:
     """A hospital with 80 visits and everything, written and opened once."""
     folder, config = tmp_path_factory.mktemp("hospital") / "riverside", make_config()
     write_folder(folder, config.task, 80)
-    return open_site(context_of(folder), config)[0]
+    return open_site(context_of(folder), config)
 
 
 @pytest.fixture

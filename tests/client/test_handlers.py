@@ -47,7 +47,7 @@ def same(a: Arrays, b: Arrays) -> bool:
 
 
 def test_a_site_tells_what_it_holds(site: Site, config: Config, server: Server) -> None:
-    reply = handlers.enrol(site, config, server.enrol(), 1)
+    reply = handlers.enrol(site, config, server.enrol())
     train = site.cohort.part("train")
     assert (reply.site, reply.sites_here, reply.role, reply.excluded) == ("riverside", 1, "train", 0)
     assert reply.modalities == {m: len(train.holding(m)) for m in config.task.modalities}
@@ -62,14 +62,14 @@ def test_a_site_tells_what_it_holds(site: Site, config: Config, server: Server) 
 
 
 def test_small_counts_are_hidden_and_moments_of_few_observations_suppressed(site: Site, config: Config, server: Server) -> None:
-    reply = handlers.enrol(limited(site, min_count=1000), config, server.enrol(), 1)
+    reply = handlers.enrol(limited(site, min_count=1000), config, server.enrol())
     assert set(reply.modalities.values()) == set(reply.patterns.values()) == set(reply.labels.values()) == {None}
     assert not any(a["mean"].any() or a["variance"].any() for a in (reply.moments[m] for m in ("admission", "note")))
     assert not reply.moments["admission"]["count"].any()
 
 
 def test_a_count_of_zero_is_no_secret(site: Site, config: Config, server: Server) -> None:
-    reply = handlers.enrol(with_cohort(site, keeping("labs")), config, server.enrol(), 1)
+    reply = handlers.enrol(with_cohort(site, keeping("labs")), config, server.enrol())
     assert reply.modalities == {"admission": 0, "cxr": 0, "labs": reply.modalities["labs"], "note": 0}
     assert reply.modalities["labs"] is not None
 
@@ -80,22 +80,22 @@ def test_a_count_that_leaves_few_others_is_hidden_too(site: Site, config: Config
     labels = torch.zeros(len(train), 1)
     labels[: events if events >= 0 else len(train) + events] = 1
     mine = with_cohort(site, lambda cohort: replace(train, labels=labels))
-    assert handlers.enrol(mine, config, server.enrol(), 1).labels == {"death": told}
+    assert handlers.enrol(mine, config, server.enrol()).labels == {"death": told}
 
 
 def test_rare_classes_are_hidden_one_by_one(tmp_path: Path) -> None:
     config = make_config("multiclass")
     write_folder(tmp_path / "a", config.task, 80)
-    site = open_site(context_of(tmp_path / "a"), config)[0]
+    site = open_site(context_of(tmp_path / "a"), config)
     train = site.cohort.part("train")
     labels = torch.zeros(len(train), dtype=torch.int64)
     labels[:4], labels[4:14] = 1, 2
-    reply = handlers.enrol(with_cohort(site, lambda _: replace(train, labels=labels)), config, Server(config, site).enrol(), 1)
+    reply = handlers.enrol(with_cohort(site, lambda _: replace(train, labels=labels)), config, Server(config, site).enrol())
     assert reply.labels == {"cn": len(train) - 14, "mci": None, "ad": 10}
 
 
 def test_moments_are_those_of_training_patients(site: Site, config: Config, server: Server) -> None:
-    reply = handlers.enrol(site, config, server.enrol(), 1)
+    reply = handlers.enrol(site, config, server.enrol())
     labs = site.cohort.part("train").holding("labs").inputs["labs"].double().reshape(-1, 2)
     assert reply.moments["labs"]["count"].tolist() == [len(labs)] * 2
     np.testing.assert_allclose(reply.moments["labs"]["mean"], labs.mean(0))
@@ -104,14 +104,14 @@ def test_moments_are_those_of_training_patients(site: Site, config: Config, serv
 
 def test_an_evaluating_site_tells_no_moments_and_trains_nothing(tmp_path: Path, config: Config) -> None:
     write_folder(tmp_path / "a", config.task, 40, role="evaluate")
-    site = open_site(context_of(tmp_path / "a"), config)[0]
-    reply = handlers.enrol(site, config, Server(config, site).enrol(), 1)
+    site = open_site(context_of(tmp_path / "a"), config)
+    reply = handlers.enrol(site, config, Server(config, site).enrol())
     assert (reply.role, reply.moments, reply.architectures) == ("evaluate", {}, [])
     assert reply.splits == {"train": 0, "meta": 0, "validation": 0, "test": 40}
 
 
 def test_a_site_of_which_nothing_is_left_still_answers(site: Site, config: Config, server: Server) -> None:
-    reply = handlers.enrol(with_cohort(site, lambda c: c.part("nowhere")), config, server.enrol(), 1)
+    reply = handlers.enrol(with_cohort(site, lambda c: c.part("nowhere")), config, server.enrol())
     assert set(reply.modalities.values()) == set(reply.splits.values()) == {0}
     assert reply.patterns == {}
     assert reply.architectures == []
@@ -121,7 +121,7 @@ def test_moments_that_few_visits_stand_behind_are_suppressed_however_many_hours_
     site: Site, config: Config, server: Server
 ) -> None:
     few = np.flatnonzero((site.cohort.split == "train") & site.cohort.present[:, 2].numpy())[:4]
-    reply = handlers.enrol(with_cohort(site, lambda c: keeping("labs")(c.select(few))), config, server.enrol(), 1)
+    reply = handlers.enrol(with_cohort(site, lambda c: keeping("labs")(c.select(few))), config, server.enrol())
     assert not any(reply.moments["labs"][name].any() for name in ("count", "mean", "variance"))
 
 
@@ -132,7 +132,7 @@ def test_faults_are_listed_in_the_hospitals_folder_and_only_their_number_leaves(
         Finding("patients.csv", 3, "cxr", "the file does not exist"),
         Finding("patients.csv", 3, "note", "the text holds no word"),
     )
-    reply = handlers.enrol(with_cohort(site, lambda c: replace(c, findings=faults)), config, server.enrol(), 1)
+    reply = handlers.enrol(with_cohort(site, lambda c: replace(c, findings=faults)), config, server.enrol())
     assert reply.excluded == 1
     listed = pd.read_csv(site.folder / ".consilium" / "findings.csv")
     assert listed.to_dict("records") == [vars(f) for f in faults]
@@ -140,7 +140,7 @@ def test_faults_are_listed_in_the_hospitals_folder_and_only_their_number_leaves(
 
 def test_the_checksum_tells_whether_the_patient_table_changed(folder: Path, config: Config, server: Server) -> None:
     def checksum() -> str:
-        return handlers.enrol(open_site(context_of(folder), config)[0], config, server.enrol(), 1).checksum
+        return handlers.enrol(open_site(context_of(folder), config), config, server.enrol()).checksum
 
     first, again = checksum(), checksum()
     pd.read_csv(folder / "patients.csv").iloc[:-1].to_csv(folder / "patients.csv", index=False)
@@ -333,7 +333,7 @@ def test_a_site_without_test_patients_releases_nothing(site: Site, config: Confi
 def test_a_whole_run_of_one_site_works_for_every_kind_of_task(tmp_path: Path, kind: Any) -> None:
     config = make_config(kind, fusion="late", per_output=True)
     write_folder(tmp_path / "a", config.task, 80)
-    site = limited(open_site(context_of(tmp_path / "a"), config)[0], min_count=1)
+    site = limited(open_site(context_of(tmp_path / "a"), config), min_count=1)
     server = Server(config, site)
     taught = handlers.teach(site, config, server.teach(epochs=2))
     refined = handlers.refine(site, config, server.refine(teachers=taught.groups))

@@ -28,7 +28,7 @@ def refused(context: object, config: Config) -> str:
 def test_a_manifest_is_found_by_its_folder_or_its_file(folder: Path, config: Config) -> None:
     for place in (folder, folder / "manifest.yaml"):
         assert site_folder(context_of(place)) == (folder, 1)
-    assert open_site(context_of(folder / "manifest.yaml"), config)[0].manifest.site == "riverside"
+    assert open_site(context_of(folder / "manifest.yaml"), config).manifest.site == "riverside"
 
 
 def test_a_file_of_another_name_is_refused_instead_of_reading_the_manifest_beside_it(folder: Path, config: Config) -> None:
@@ -41,7 +41,7 @@ def test_nodes_of_a_simulation_are_the_folders_in_order(tmp_path: Path, monkeypa
         write_folder(tmp_path / name, config.task, 20, site=name)
     monkeypatch.setenv("CONSILIUM_SITES", str(tmp_path))
     found = [open_site(context_of(**{"partition-id": i}), config) for i in range(2)]
-    assert [(s.manifest.site, here) for s, here in found] == [("a", 2), ("b", 2)]
+    assert [(s.manifest.site, s.sites_here) for s in found] == [("a", 2), ("b", 2)]
     text = refused(context_of(**{"partition-id": 2}), config)
     assert "Node 2 has no hospital" in text
     assert "num-supernodes=2" in text
@@ -71,13 +71,13 @@ def test_a_hospital_without_labels_is_refused_because_it_would_teach_that_nobody
 
 def test_a_site_is_opened_once_until_its_files_task_or_seed_change(folder: Path, config: Config) -> None:
     context = context_of(folder)
-    first = open_site(context, config)[0]
-    assert open_site(context, config)[0] is first
-    assert open_site(context, replace(config, seed=1))[0] is not first
+    first = open_site(context, config)
+    assert open_site(context, config) is first
+    assert open_site(context, replace(config, seed=1)) is not first
     table = pd.read_csv(folder / "patients.csv").iloc[:60]
     table.to_csv(folder / "patients.csv", index=False)
     os.utime(folder / "patients.csv", (2_000_000_000, 2_000_000_000))
-    assert len(open_site(context, config)[0].cohort) == 60
+    assert len(open_site(context, config).cohort) == 60
 
 
 @pytest.mark.parametrize("change", ["content", "older", "new", "gone", "moved"])
@@ -85,8 +85,8 @@ def test_a_change_in_a_sub_folder_opens_the_site_again(folder: Path, config: Con
     image = folder / "images" / "chest" / "1.txt"
     image.parent.mkdir(parents=True)
     image.write_text("one")
-    first = open_site(context_of(folder), config)[0]
-    assert open_site(context_of(folder), config)[0] is first
+    first = open_site(context_of(folder), config)
+    assert open_site(context_of(folder), config) is first
     if change == "content":
         image.write_text("other")
     elif change == "older":
@@ -97,21 +97,21 @@ def test_a_change_in_a_sub_folder_opens_the_site_again(folder: Path, config: Con
         image.unlink()
     else:
         image.rename(folder / "1.txt")
-    assert open_site(context_of(folder), config)[0] is not first
+    assert open_site(context_of(folder), config) is not first
 
 
 def test_links_that_lead_nowhere_or_round_in_circles_do_no_harm(folder: Path, config: Config) -> None:
     (folder / "images").mkdir()
     (folder / "images" / "again").symlink_to(folder)
     (folder / "images" / "nowhere").symlink_to(folder / "nowhere")
-    first = open_site(context_of(folder), config)[0]
-    assert open_site(context_of(folder), config)[0] is first
+    first = open_site(context_of(folder), config)
+    assert open_site(context_of(folder), config) is first
 
 
 def test_what_a_run_leaves_in_the_folder_does_not_open_the_site_again(folder: Path, config: Config) -> None:
-    first = open_site(context_of(folder), config)[0]
+    first = open_site(context_of(folder), config)
     first.store_predictions("toy-1", pd.DataFrame({"score": [0.5]}))
-    assert open_site(context_of(folder), config)[0] is first
+    assert open_site(context_of(folder), config) is first
 
 
 def test_ready_patients_follow_every_number_of_the_standardisation(site: Site) -> None:
