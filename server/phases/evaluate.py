@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from common.messages import EvaluateReply, EvaluateRequest
-from server.rounds import RunFailed
+from server.rounds import require_quorum
 from server.run import Run
 from server.update_gate import not_finite
 
@@ -11,7 +11,7 @@ COLUMNS = {"model": str, "pattern": str, "metric": str, "value": float, "n": int
 
 
 def evaluate(run: Run) -> None:
-    """Collects what the sites release; a site that does not answer is named in the record, and the run finishes without it."""
+    """Collects what the sites release; while ``federation.quorum`` of them answer, the run finishes without the others."""
     state = run.state
     requests = {
         site: EvaluateRequest(
@@ -32,8 +32,8 @@ def evaluate(run: Run) -> None:
         return not_finite({f"{r['metric']} of {r['model']}": r["value"] for r in reply.rows})
 
     replies = run.council.ask("evaluate.patterns", requests, EvaluateReply, gate=gate)
-    if requests and not replies:
-        raise RunFailed("no site evaluated the student. See left_out in events.jsonl, mend the sites, and resume the run")
+    if requests:
+        require_quorum("the evaluation", 0, requests, replies, run.config.federation.quorum)
     state.evaluation = [{"site": site, **row} for site, reply in replies.items() for row in reply.rows]
     state.withheld = {site: reply.withheld for site, reply in replies.items()}
     run.export()

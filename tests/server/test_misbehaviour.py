@@ -259,7 +259,14 @@ def test_a_share_of_sites_below_the_quorum_fails_the_run(tmp_path: Path) -> None
         fakes.perform(tmp_path / "run", with_cedar(in_round("train.teach", 0, never)), config)
 
 
-def test_a_run_whose_sites_all_fail_to_evaluate_fails(tmp_path: Path) -> None:
-    with pytest.raises(RunFailed, match="no site evaluated the student"):
-        fakes.perform(tmp_path / "run", [Site("ash", script=in_round("evaluate.patterns", 0, never))])
+def test_below_the_quorum_of_the_sites_with_test_patients_the_evaluation_fails_and_can_be_resumed(tmp_path: Path) -> None:
+    silent = in_round("evaluate.patterns", 0, never)
+    nobody_to_test = changed_enrolment(splits={"train": 40, "meta": 6, "validation": 4, "test": 0})
+    sites = [Site("ash"), Site("birch", script=silent), Site("cedar", script=silent), Site("dogwood", script=nobody_to_test)]
+    with pytest.raises(RunFailed, match=r"the evaluation lost its quorum in round 0: 1 of 3 sites .*federation\.quorum = 0\.5"):
+        fakes.perform(tmp_path / "run", sites)
     assert checkpoint.load(tmp_path / "run").failed_in == "evaluating"
+    sites[1].script = fakes.honest
+    grid = fakes.perform(tmp_path / "run", sites, resume=True)
+    assert {r["site"] for r in checkpoint.load(tmp_path / "run").evaluation} == {"ash", "birch"}
+    assert ("dogwood", "evaluate.patterns") not in grid.pushed
