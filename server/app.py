@@ -11,7 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 from common.config import load_config
 from common.errors import ConsiliumError
 from server.phases.distill import distill
-from server.phases.enrol import enrol, roll_call
+from server.phases.enrol import enrol, roll_call, take_back
 from server.phases.evaluate import evaluate
 from server.phases.refine import refine
 from server.phases.teach import teach
@@ -58,6 +58,7 @@ def play(run: Run) -> None:
             if run.state.phase == "enrolling":
                 enrol(run, replies)
         while run.state.phase in PHASES:
+            take_back(run)
             PHASES[run.state.phase](run)
     except Exception as error:
         told = isinstance(error, (RunFailed, ConsiliumError))

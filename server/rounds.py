@@ -31,7 +31,8 @@ class Council:
         grid: Flower's grid.
         record: Record of the run.
         config: Deadline and polling.
-        nodes: Site (or, while enrolling, ``node:<id>``, which is no valid name of a site) -> Flower node.
+        nodes: Site (or, of every node that was asked to enrol, ``node:<id>``, which is no valid name of a site) -> Flower node.
+        refused: Site without a node -> why its node was not accepted.
         traffic: Site -> phase -> [bytes sent to it, bytes received from it]; shared with the run's state.
     """
 
@@ -39,6 +40,7 @@ class Council:
     record: Record
     config: FederationConfig
     nodes: dict[str, int] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
     traffic: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     _in_flight: dict[str, str] = field(default_factory=dict)
 
@@ -95,6 +97,12 @@ class Council:
         )
         return dict(sorted(accepted.items()))
 
+    def seat(self, site: str, node: int) -> None:
+        """Makes a node the site's. What was asked of another node before, which is gone, is waited for no longer."""
+        self.nodes[site] = node
+        self.refused.pop(site, None)
+        self._in_flight = {message: s for message, s in self._in_flight.items() if s != site}
+
     def _send(self, kind: str, requests: Mapping[str, WireMessage], round: int, left_out: dict[str, str]) -> dict[str, str]:
         """Sends the requests; returns message id -> site."""
         online = set(self.grid.get_node_ids())
@@ -102,11 +110,11 @@ class Council:
         sent: dict[str, str] = {}
         for site in sorted(requests):
             node = self.nodes.get(site)
+            if node is None or node not in online:
+                left_out[site] = self.refused.get(site, "it is offline")
+                continue
             if site in busy:
                 left_out[site] = "it is still busy with an earlier message"
-                continue
-            if node is None or node not in online:
-                left_out[site] = "it is offline"
                 continue
             message = Message(requests[site].to_record(), dst_node_id=node, message_type=kind, group_id=f"{kind}/{round}")
             # One by one: of several, Flower's grids may leave out those that they refuse, without saying which.

@@ -33,25 +33,62 @@ def roll_call(run: Run) -> dict[str, EnrolReply]:
     Raises:
         RunFailed: If no site is there, none could enrol, or a simulation has fewer nodes than hospitals.
     """
-    nodes = {f"{NODE}{n}": n for n in run.council.connected(CONNECT_SECONDS)}
+    nodes = run.council.connected(CONNECT_SECONDS)
     if not nodes:
         raise RunFailed("no site is connected. Start the SuperNodes first, then run again.")
-    run.council.nodes = dict(nodes)
-    requests = {name: EnrolRequest(**run.request("enrol", 0, name)) for name in nodes}
-    answers = run.council.ask("query.enrol", requests, EnrolReply, gate=lambda _, reply: _gate(run.config.task, reply))
-    _check_number(len(nodes), answers.values())
+    run.council.nodes = {}
     run.state.nodes = len(nodes)
+    replies = _introduce(run, nodes)
+    _check_number(len(nodes), replies.values())
+    if not replies:
+        raise RunFailed(f"no site could enrol. Reasons: {_reasons(run)}")
+    return replies
+
+
+def take_back(run: Run) -> None:
+    """Asks the nodes that were never asked who they are, if a site is offline: it may be back as another node."""
+    nodes, online = run.council.nodes, set(run.council.grid.get_node_ids())
+    unknown = online - set(nodes.values())
+    if unknown and any(nodes.get(site) not in online for site in run.state.sites):
+        for site in _introduce(run, sorted(unknown)):
+            run.record.event("returned", site=site)
+
+
+def _introduce(run: Run, nodes: Iterable[int]) -> dict[str, EnrolReply]:
+    """Asks nodes what they hold; returns site -> reply of those that may speak for the site that they name."""
+    council = run.council
+    online = set(council.grid.get_node_ids())
+    seated = {site for site, node in council.nodes.items() if node in online}
+    asked = {f"{NODE}{n}": n for n in nodes}
+    council.nodes |= asked
+    requests = {name: EnrolRequest(**run.request("enrol", 0, name)) for name in asked}
+    answers = council.ask("query.enrol", requests, EnrolReply, gate=lambda _, reply: _gate(run.config.task, reply))
     named: dict[str, EnrolReply] = {}
     for node, reply in sorted(answers.items(), key=lambda item: (item[1].site, item[0])):
-        if reply.site in named:
-            run.record.event("left-out", site=reply.site, reason="two nodes enrolled under this name; the second is left out")
+        site = reply.site
+        reason = "two nodes enrolled under this name; the second is left out" if site in seated else _changed(run, reply)
+        if reason:
+            run.record.event("left-out", site=site, reason=reason)
+            if site not in council.nodes:
+                council.refused[site] = reason
             continue
-        named[reply.site] = reply
-        run.council.nodes[reply.site] = nodes[node]
-        _rename_traffic(run, node, reply.site)
-    if not named:
-        raise RunFailed(f"no site could enrol. Reasons: {_reasons(run)}")
+        named[site] = reply
+        seated.add(site)
+        council.seat(site, asked[node])
+        _rename_traffic(run, node, site)
     return named
+
+
+def _changed(run: Run, reply: EnrolReply) -> str | None:
+    """Returns why a site cannot go on with a run that has left enrolment, or None: it must be the one that enrolled."""
+    if run.state.phase == "enrolling":
+        return None
+    before = run.state.sites.get(reply.site)
+    if before is None:
+        return "it did not enrol when the run started. It can take part in a new run"
+    if (reply.checksum, reply.splits, reply.patterns) == (before.checksum, before.visits, before.patterns):
+        return None
+    return "its patients are not those that it enrolled with. Restore its files and resume the run, or start a new run"
 
 
 def enrol(run: Run, replies: dict[str, EnrolReply]) -> None:
@@ -180,4 +217,4 @@ def _rename_traffic(run: Run, node: str, site: str) -> None:
 
 def _reasons(run: Run) -> str:
     last = run.record.events("round")[-1]["left_out"]
-    return "; ".join(f"{node}: {reason}" for node, reason in last.items()) or "none given"
+    return "; ".join(f"{name}: {reason}" for name, reason in (last | run.council.refused).items()) or "none given"

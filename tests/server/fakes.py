@@ -78,6 +78,7 @@ class Site:
         script: What it does instead of answering honestly.
         shift: How far it moves every parameter that it trains.
         folders: Hospital folders that it says its machine holds.
+        checksum: SHA-256 of its patients, as it says.
         asked: Requests of phase 2.
         refined: Requests of phase 4.
     """
@@ -87,6 +88,7 @@ class Site:
     script: Script = honest
     shift: float = 0.25
     folders: int = 1
+    checksum: str = "5ab1e"
     asked: list[TeachRequest] = field(default_factory=list)
     refined: list[RefineRequest] = field(default_factory=list)
 
@@ -132,6 +134,7 @@ class Site:
             excluded=0,
             versions={"python": "3.11"},
             moments=moments,
+            checksum=self.checksum,
         )
 
 

@@ -88,3 +88,17 @@ def test_a_run_is_not_resumed_with_another_reference_set(
     assert [e["phase"] for e in Record(run).events("round")].count("enrol") == 1  # no site was asked again
     run_inproc(sites=tiny, run_dir=run, experiment="tiny", resume=True)
     assert_same_results(run, undisturbed)
+
+
+def test_a_hospital_whose_patients_changed_is_left_out_when_the_run_is_resumed(tiny: Path, tmp_path: Path) -> None:
+    run, sites = tmp_path / "run", tmp_path / "sites"
+    assert killing.killed(killing.run_until_transition, tiny, run, "refining", 0)
+    shutil.copytree(tiny, sites)
+    table = pd.read_csv(sites / "alder" / "patients.csv")
+    table.loc[0, "deterioration_48h"] = 1 - table.loc[0, "deterioration_48h"]
+    table.to_csv(sites / "alder" / "patients.csv", index=False)
+    run_inproc(sites=sites, run_dir=run, experiment="tiny", resume=True)
+    (event,) = Record(run).events("left-out")
+    assert (event["site"], "not those that it enrolled with" in event["reason"]) == ("alder", True)
+    later = [e for e in Record(run).events("round") if e["phase"] in ("refine", "patterns")]
+    assert [(e["accepted"], e["left_out"]) for e in later] == [(["birch"], {"alder": event["reason"]})] * 4

@@ -9,6 +9,7 @@ import pytest
 from flwr.app import Message
 
 from common.errors import ConsiliumError
+from common.messages import WireMessage
 from server import checkpoint
 from server.phases import enrol
 from server.record import Record
@@ -93,6 +94,70 @@ def test_a_site_that_is_gone_when_a_run_is_resumed_is_offline(tmp_path: Path) ->
         fakes.perform(tmp_path / "run", [Site("ash", script=fails), Site("birch", script=fails), Site("cedar", script=fails)])
     fakes.perform(tmp_path / "run", PAIR, resume=True)
     assert all(r["left_out"] == {"cedar": "it is offline"} for r in fakes.rounds(tmp_path / "run", "teach")[2:])
+    assert checkpoint.load(tmp_path / "run").phase == "finished"
+
+
+@pytest.mark.parametrize(
+    ("back", "reason"),
+    [
+        (Site("cedar"), None),
+        (Site("cedar", checksum="07e2"), "its patients are not those that it enrolled with. Restore its files and resume"),
+        (Site("dogwood"), "it did not enrol when the run started. It can take part in a new run"),
+        (Site("ash"), "two nodes enrolled under this name; the second is left out"),
+    ],
+)
+def test_a_site_that_is_back_as_another_node_is_taken_back_if_its_patients_are_the_same(
+    back: Site, reason: str | None, tmp_path: Path
+) -> None:
+    def disconnects(message: Message, reply: WireMessage) -> None:
+        grid.offline.add(3)
+        grid.sites[4] = back
+
+    grid = ScriptedGrid([Site("ash"), Site("birch"), Site("cedar", script=fakes.in_round("train.teach", 0, disconnects))])
+    fakes.play(open_run(grid, tmp_path / "run", small_config()))
+    said = [r["left_out"].get("cedar") for r in fakes.rounds(tmp_path / "run", "teach")]
+    told = [(e["site"], e["reason"]) for e in Record(tmp_path / "run").events("left-out")]
+    if reason is None:
+        assert said[1:] == [None, None]
+        assert [e["site"] for e in Record(tmp_path / "run").events("returned")] == ["cedar"]
+        assert {r["site"] for r in checkpoint.load(tmp_path / "run").evaluation} == {"ash", "birch", "cedar"}
+    else:
+        assert said[1:] == ["it is offline"] * 2
+        ((site, why),) = told
+        assert (site, why.startswith(reason)) == (back.name, True)
+    assert [site for site, kind in grid.pushed if kind == "query.enrol"].count(back.name) == 1 + (back.name != "dogwood")
+
+
+def test_nobody_new_is_asked_while_every_site_is_there(tmp_path: Path) -> None:
+    def another_comes(message: Message, reply: WireMessage) -> WireMessage:
+        grid.sites[4] = Site("dogwood")
+        return reply
+
+    grid = ScriptedGrid([Site("ash"), Site("birch", script=fakes.in_round("train.teach", 0, another_comes))])
+    fakes.play(open_run(grid, tmp_path / "run", small_config()))
+    assert {site for site, _ in grid.pushed} == {"ash", "birch"}
+
+
+def test_a_site_whose_patients_changed_is_left_out_of_the_run_that_is_resumed(tmp_path: Path) -> None:
+    fails = fakes.in_round("train.teach", 1, lambda *_: None)
+    cedar = Site("cedar", script=fails)
+    with pytest.raises(RunFailed):
+        fakes.perform(tmp_path / "run", [Site("ash", script=fails), Site("birch", script=fails), cedar])
+    grid = fakes.perform(tmp_path / "run", [*PAIR, Site("cedar", checksum="07e2")], resume=True)
+    why = "its patients are not those that it enrolled with. Restore its files and resume the run, or start a new run"
+    (event,) = Record(tmp_path / "run").events("left-out")
+    assert (event["site"], event["reason"]) == ("cedar", why)
+    later = [e["left_out"] for e in Record(tmp_path / "run").events("round")[-5:]]
+    assert later == [{"cedar": why}] * 5
+    assert [kind for site, kind in grid.pushed if site == "cedar"] == ["query.enrol"]
+
+
+def test_a_run_whose_only_site_changed_its_patients_is_not_resumed(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed):
+        fakes.perform(tmp_path / "run", [Site("ash", script=fakes.in_round("train.teach", 1, lambda *_: None))])
+    with pytest.raises(RunFailed, match=r"no site could enrol\. Reasons: ash: its patients are not those"):
+        fakes.perform(tmp_path / "run", [Site("ash", checksum="07e2")], resume=True)
+    fakes.perform(tmp_path / "run", [Site("ash")], resume=True)
     assert checkpoint.load(tmp_path / "run").phase == "finished"
 
 
