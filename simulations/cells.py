@@ -24,7 +24,7 @@ from common.models.ensemble import build_teacher
 from common.models.student import Student, parameters_of
 from simulations.baselines import BASELINES, open_consortium
 from simulations.inproc import run_inproc
-from simulations.workers import Job, Work
+from simulations.workers import RUN_FOLDER, Job, Work
 
 RUNS: dict[str, tuple[str, ...]] = {
     "student": (),
@@ -35,7 +35,6 @@ RUNS: dict[str, tuple[str, ...]] = {
 """Methods that are a run of the five phases -> overrides. Without teachers the labels must do all the work, at the sites too."""
 
 DEBUG = ("teach.rounds=2", "distill.epochs=2", "refine.rounds=1")
-RUN_FOLDER = "run"
 FLOWER_TIMEOUT_S = 3600.0
 
 

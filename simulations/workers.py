@@ -27,12 +27,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from common.arrays import write_json
 from common.errors import ConsiliumError
+from server import record
 from simulations.benchmarks.base import Benchmark
 from simulations.results import load_cell
 
 UNMASKED = ("central-full",)
 """Methods that see every modality of every training patient."""
 
+RUN_FOLDER = "run"
+LOOK_SECONDS = 1.0
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 DIED = "its process died, most often for want of memory; close other programs and run again: it resumes"
 
@@ -104,6 +107,10 @@ class Work:
         """Returns the folder of a cell."""
         return self.folder / "cells" / job.name
 
+    def record(self, job: Job) -> Path:
+        """Returns where a cell that is a run of the five phases records what happens."""
+        return self.cell(job) / RUN_FOLDER / record.FILE_NAME
+
     def sites(self, split: Split) -> Path:
         """Returns the folder of the sites of a split."""
         return self.folder / "sites" / split.name
@@ -164,7 +171,7 @@ def run_jobs(work: Work, jobs: Sequence[Job], workers: int, console: Console) ->
         work: What they share.
         jobs: All cells of the plan.
         workers: Cells at a time.
-        console: Where progress is shown: bars on a terminal, else one line per finished cell.
+        console: Where progress is shown: bars on a terminal, else one line per round and per finished cell.
 
     Raises:
         ConsiliumError: If sites cannot be prepared: then no method can run on them.
@@ -193,7 +200,8 @@ class _Schedule:
             while self.waiting or self.ready or self.running:
                 while len(self.running) < self.workers and (self.ready or self.waiting):
                     self._submit(pool)
-                done, _ = wait(self.running, return_when=FIRST_COMPLETED)
+                done, _ = wait(self.running, LOOK_SECONDS, FIRST_COMPLETED)
+                self.progress.look()
                 if any(isinstance(future.exception(), BrokenProcessPool) for future in done):
                     done, _ = wait(self.running)
                     pool.shutdown()
@@ -235,21 +243,53 @@ class _Schedule:
             shutil.rmtree(self.work.sites(what.split), ignore_errors=True)
 
 
+class _Reader:
+    """Reads what is appended to a record, whole lines only; the file need not be there yet."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.at = file, 0
+
+    def events(self) -> list[dict[str, Any]]:
+        """Returns the events since the last call."""
+        try:
+            with self.file.open("rb") as file:
+                file.seek(self.at)
+                new = file.read()
+        except OSError:
+            return []
+        whole = new[: new.rfind(b"\n") + 1]
+        self.at += len(whole)
+        found = []
+        for line in whole.splitlines():
+            with contextlib.suppress(ValueError):  # torn by a kill, and closed when the run was resumed
+                found.append(json.loads(line))
+        return found
+
+
 class _Progress:
-    """Bars per method on a terminal; else one line of ``key=value`` per finished cell."""
+    """Bars per method on a terminal, with what its cells do now; else one line of ``key=value`` per round and finished cell."""
 
     def __init__(self, console: Console, work: Work, jobs: Sequence[Job], todo: Sequence[Job]) -> None:
-        self.console, self.total, self.done = console, len(jobs), len(jobs) - len(todo)
-        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        self.console, self.work, self.total, self.done = console, work, len(jobs), len(jobs) - len(todo)
+        self.readers: dict[Job, _Reader] = {}
+        self.doing: dict[Job, str] = {}
+        columns = (
+            BarColumn(20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[now]}"),
+        )
         self.bars = Progress(TextColumn("{task.description}"), *columns, console=console, disable=not console.is_terminal)
         self._say(f"run={work.folder} cells={self.total} done={self.done}")
-        self.of_all = self.bars.add_task("all cells", total=self.total, completed=self.done)
+        self.of_all = self.bars.add_task("all cells", total=self.total, completed=self.done, now="")
         self.of_method = {
             method: self.bars.add_task(
                 method,
                 total=sum(job.method == method for job in jobs),
                 completed=sum(job.method == method for job in jobs) - sum(job.method == method for job in todo),
                 start=False,
+                now="",
             )
             for method in dict.fromkeys(job.method for job in jobs)
         }
@@ -262,9 +302,28 @@ class _Progress:
         self.bars.stop()
 
     def started(self, job: Job) -> None:
+        self.work.record(job).unlink(missing_ok=True)  # of an earlier attempt
+        self.readers[job] = _Reader(self.work.record(job))
         self.bars.start_task(self.of_method[job.method])
 
+    def look(self) -> None:
+        """Shows what the running cells have recorded since the last look."""
+        for job, reader in self.readers.items():
+            for event in reader.events():
+                if event["event"] == "transition":
+                    self.doing[job] = f"{event['phase']} {event['round'] or ''}".rstrip()
+                elif event["event"] == "round" and not self.console.is_terminal:
+                    told = {"accepted": len(event["accepted"]), "left_out": len(event["left_out"]), "seconds": event["seconds"]}
+                    said = {"cell": job.name, "phase": event["phase"], "round": event["round"]} | told
+                    self._say(" ".join(f"{key}={value}" for key, value in said.items()))
+        for method, bar in self.of_method.items():
+            now = [f"{job.seed}-{job.fold} {what}" for job, what in self.doing.items() if job.method == method]
+            self.bars.update(bar, now=", ".join(now))
+
     def ended(self, job: Job, fault: str | None, seconds: float | None) -> None:
+        self.look()
+        del self.readers[job]
+        self.doing.pop(job, None)
         self.done += 1
         self.bars.advance(self.of_all)
         self.bars.advance(self.of_method[job.method])

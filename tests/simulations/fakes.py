@@ -117,6 +117,14 @@ def run_cell(work: Work, job: Job) -> None:
         os._exit(9)
     if cell in os.environ.get("FAKE_KILL", "").split():
         os.killpg(0, signal.SIGKILL)
+    if job.method == "student":
+        work.record(job).parent.mkdir()
+        with work.record(job).open("w") as file:
+            for number in (0, 1):
+                said = {"phase": "teach", "round": number, "accepted": ["north"], "left_out": {"south": "late"}, "seconds": 0.25}
+                file.write(json.dumps({"event": "transition", "phase": "teaching", "round": number}) + "\n")
+                file.write(json.dumps({"event": "round"} | said) + "\n")
+            file.write('{"event": "tor')
     write_cell(out, job.method, job.seed, job.fold)
 
 

@@ -22,7 +22,7 @@ from common.errors import ConsiliumError
 from common.evaluation.results import load_results
 from simulations import bench, cli
 from simulations.benchmarks import base
-from simulations.workers import Job, Work, run_jobs
+from simulations.workers import Job, Work, _Progress, _Reader, run_jobs
 from tests.simulations import fakes
 
 NAME = fakes.BENCHMARK.name
@@ -73,14 +73,35 @@ def test_a_run_leaves_plan_cells_results_and_figures_and_no_copies_of_patients(f
     assert results.environment["missing"] == {} and results.environment["runtime"] == "inproc"
 
 
-def test_off_a_terminal_every_cell_is_one_line_and_its_own_words_go_to_its_log(finished: tuple[bench.Outcome, str]) -> None:
+def test_off_a_terminal_every_round_and_cell_is_one_line_and_its_own_words_go_to_its_log(
+    finished: tuple[bench.Outcome, str],
+) -> None:
     outcome, said = finished
-    lines = said.splitlines()
-    assert lines[0] == f"run={outcome.folder} cells=16 done=0"
-    assert len(lines) == 17
-    pattern = re.compile(r"cell=[a-z-]+-\d-\d status=finished seconds=\d+\.\d done=\d+ cells=16")
-    assert all(pattern.fullmatch(line) for line in lines[1:])
+    first, *lines = said.splitlines()
+    assert first == f"run={outcome.folder} cells=16 done=0"
+    pattern = re.compile(r"cell=([a-z-]+-\d-\d) status=finished seconds=\d+\.\d done=\d+ cells=16")
+    ends = {match[1]: at for at, line in enumerate(lines) if (match := pattern.fullmatch(line))}
+    rounds = {line: at for at, line in enumerate(lines) if " round=" in line}
+    assert (len(ends), len(rounds), len(lines)) == (16, 8, 24)
+    for cell in ("student-0-0", "student-0-1", "student-1-0", "student-1-1"):
+        both = [rounds[f"cell={cell} phase=teach round={r} accepted=1 left_out=1 seconds=0.25"] for r in (0, 1)]
+        assert both[0] < both[1] < ends[cell]
     assert (outcome.folder / "cells" / "student-0-1" / "cell.log").read_text() == "running student-0-1 on inproc\n"
+
+
+def test_a_record_is_read_line_by_line_while_it_is_written(tmp_path: Path) -> None:
+    reader = _Reader(tmp_path / "run" / "events.jsonl")
+    assert reader.events() == []
+    reader.file.parent.mkdir()
+    for written, read in (
+        ('{"n": 1}\n{"n": 2}\n{"n"', [1, 2]),
+        ("", []),
+        (': 3}\n{"n": 4', [3]),
+        ('\n{"n": 5}\n', [5]),  # torn by a kill: the resumed run begins a new line
+    ):
+        with reader.file.open("a") as file:
+            file.write(written)
+        assert [event["n"] for event in reader.events()] == read
 
 
 def test_a_failing_cell_and_a_dying_process_are_recorded_and_only_they_run_again(
@@ -141,6 +162,27 @@ def test_on_a_terminal_every_method_has_a_bar(finished: tuple[bench.Outcome, str
     said = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.file.getvalue())
     assert re.search(r"all cells\W+4/4", said)
     assert all(re.search(rf"{method}\W+1/1", said) for method in METHODS)
+
+
+def test_a_bar_says_what_its_cells_do_now(tmp_path: Path) -> None:
+    work = Work(ONLY, tmp_path, None, "inproc", False, fakes.run_cell)
+    jobs = [Job("student", 0, 0), Job("student", 0, 1), Job("fedavg", 0, 0)]
+    screen = Console(file=io.StringIO(), width=100, force_terminal=True)
+    with _Progress(screen, work, jobs, jobs) as progress:
+        for job, phase, number in ((jobs[0], "teaching", 3), (jobs[1], "distilling", 0)):
+            work.record(job).parent.mkdir(parents=True)
+            work.record(job).write_text('{"event": "transition", "phase": "of an earlier attempt", "round": 9}\n')
+            progress.started(job)
+            progress.look()
+            work.record(job).write_text(json.dumps({"event": "transition", "phase": phase, "round": number}) + "\n")
+        progress.look()
+        progress.bars.refresh()
+        progress.ended(jobs[0], None, 1.0)
+        progress.look()
+    said = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.file.getvalue())
+    assert re.search(r"student .* 0-0 teaching 3, 0-1 distilling *\n", said)
+    assert re.search(r"student .* 1/2 [-0-9:\s]+ 0-1 distilling *\n", said)
+    assert "earlier" not in said
 
 
 def opened(plan: bench.Plan, home: Path) -> Path:
