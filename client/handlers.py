@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import platform
 
@@ -77,7 +76,7 @@ def enrol(site: Site, config: Config, request: EnrolRequest) -> EnrolReply:
         versions={"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
         moments=moments_arrays(site.cohort.moments_told(least)) if trains else {},
         data=site.manifest.data,
-        checksum=hashlib.sha256((site.folder / site.manifest.patients).read_bytes()).hexdigest(),
+        checksum=site.checksum(),
     )
 
 

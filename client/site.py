@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import json
 import logging
 import os
 import re
+import secrets
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -19,6 +24,7 @@ from pydantic import TypeAdapter
 from common.config import Config, SplitConfig
 from common.data.cohort import Cohort
 from common.data.folder import open_cohort
+from common.data.ingest.frames import IngestError, inside, read_frame
 from common.data.manifest import FILE_NAME, Manifest, hospital_folders, load_manifest
 from common.data.standardise import Standardisation
 from common.errors import ConsiliumError
@@ -29,6 +35,8 @@ LOG = logging.getLogger(__name__)
 OWN_FOLDER = ".consilium"
 FAULTS = "faults.log"
 FINDINGS = "findings.csv"
+KEY = "checksum.key"
+KEY_BYTES = 32
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 SIZES = ("linear", "small", "base")
 
@@ -101,30 +109,86 @@ class Site:
         pairs = (g.split(GROUP_SEPARATOR) for g in groups(config.task, config.model))
         return [GROUP_SEPARATOR.join((m, a)) for m, a in pairs if m in held and (a in allowed or a not in SIZES)]
 
+    @contextmanager
+    def own_folder(self) -> Iterator[Path]:
+        """Gives this hospital's own folder, to write into.
+
+        Raises:
+            ConsiliumError: If it cannot be written.
+        """
+        try:
+            place = self.folder / OWN_FOLDER
+            place.mkdir(exist_ok=True)
+            yield place
+        except OSError as error:
+            raise ConsiliumError(
+                f"Site '{self.manifest.site}' cannot write into its folder {OWN_FOLDER} ({type(error).__name__}). Let the user "
+                f"who runs the SuperNode write there, beside {FILE_NAME}, and see that the disk is not full."
+            ) from None
+
+    def checksum(self) -> str:
+        """Returns a keyed hash of every file that the manifest points to: the same as long as none of them changes.
+
+        The key never leaves this hospital. Without it nobody can try whether a guessed table is the table; the server only sees
+        whether the files are those of the last time. Manifest, patient table and the files of many visits (``key``) count by
+        their content, a visit's own file (an image, a note) by name, size and time: to read them all would take too long.
+        """
+        table = read_frame(self.folder / self.manifest.patients)
+        whole, single = {FILE_NAME, self.manifest.patients}, set[str]()
+        for source in self.manifest.modalities.values():
+            if source.column and not source.inline:
+                (whole if source.key else single).update(table[source.column].dropna().astype(str))
+        states = [(name, _state(self.folder, name, whole=name in whole)) for name in sorted(whole | single)]
+        return hmac.digest(self._key(), json.dumps(states).encode(), "sha256").hex()
+
+    def _key(self) -> bytes:
+        """Returns the key of the checksum, random and made once; its file is for this user's eyes only."""
+        with self.own_folder() as place:
+            file = place / KEY
+            with suppress(FileExistsError), open(file, "xb", opener=lambda p, flags: os.open(p, flags, 0o600)) as new:
+                new.write(secrets.token_bytes(KEY_BYTES))
+            key = file.read_bytes()
+        if len(key) != KEY_BYTES:
+            raise ConsiliumError(
+                f"{OWN_FOLDER}/{KEY} of site '{self.manifest.site}' is damaged. Delete it; a new one is made, and the site's "
+                "checksum changes once."
+            )
+        return key
+
     def store_findings(self) -> None:
         """Writes the faults of the files into this hospital's own folder; the server is told their number."""
-        place = self.folder / OWN_FOLDER
-        place.mkdir(parents=True, exist_ok=True)
         columns = ["file", "row", "column", "problem"]
-        pd.DataFrame([vars(f) for f in self.cohort.findings], columns=columns).to_csv(place / FINDINGS, index=False)
+        with self.own_folder() as place:
+            pd.DataFrame([vars(f) for f in self.cohort.findings], columns=columns).to_csv(place / FINDINGS, index=False)
 
     def store_predictions(self, run: str, predictions: pd.DataFrame) -> None:
         """Keeps predictions for this hospital's own use; they never leave its folder.
 
         Raises:
-            ConsiliumError: If the run's name is no plain name.
+            ConsiliumError: If the run's name is no plain name, or the folder cannot be written.
         """
         if not PLAIN_NAME.fullmatch(run):
             raise ConsiliumError(
                 "Request refused: a run's name holds letters, digits, '.', '_' and '-', and begins with a letter or digit."
             )
-        place = self.folder / OWN_FOLDER / run
-        place.mkdir(parents=True, exist_ok=True)
-        predictions.to_parquet(place / "predictions.parquet", index=False)
+        with self.own_folder() as place:
+            (place / run).mkdir(exist_ok=True)
+            predictions.to_parquet(place / run / "predictions.parquet", index=False)
 
     def epochs(self, asked: int) -> int:
         """Returns the local epochs that this hospital allows."""
         return min(asked, self.manifest.limits.epochs)
+
+
+def _state(folder: Path, name: str, *, whole: bool) -> str | tuple[int, int] | None:
+    """Returns the SHA-256 of a whole file, else its size and time; None if it cannot be read."""
+    with suppress(IngestError, OSError):
+        path = inside(folder, name)
+        if not whole:
+            return path.stat().st_size, path.stat().st_mtime_ns
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    return None
 
 
 def fingerprint(folder: Path) -> int:

@@ -177,7 +177,7 @@ class EnrolReply(WireMessage):
         versions: Software versions.
         moments: Modality -> count, mean, variance of its features over training visits, small counts suppressed.
         data: ``real`` or ``generated``.
-        checksum: SHA-256 of its patient table.
+        checksum: HMAC-SHA-256 of its files under a key that stays at the site: the same as long as they are.
     """
 
     site: str

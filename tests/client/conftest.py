@@ -103,7 +103,8 @@ def folder(hospital: Site, tmp_path: Path) -> Path:
 def site(hospital: Site, tmp_path: Path) -> Site:
     """The hospital, with a folder of its own for what a run leaves behind."""
     (tmp_path / "own").mkdir()
-    shutil.copy(hospital.folder / "patients.csv", tmp_path / "own")
+    for name in ("manifest.yaml", "patients.csv"):
+        shutil.copy(hospital.folder / name, tmp_path / "own")
     return Site(tmp_path / "own", hospital.manifest, hospital.cohort)
 
 

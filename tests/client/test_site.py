@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -140,6 +145,77 @@ def test_a_modality_that_only_test_patients_hold_is_not_trainable(site: Site, co
 
 def test_epochs_are_capped_by_the_hospital(site: Site) -> None:
     assert [limited(site, epochs=3).epochs(n) for n in (0, 2, 3, 99)] == [0, 2, 3, 3]
+
+
+# The checksum and the site's own folder.
+
+
+def test_the_checksum_is_the_same_in_another_process_and_says_nothing_without_the_key(folder: Path, config: Config) -> None:
+    first = open_site(context_of(folder), config).checksum()
+    code = (
+        "import sys; from pathlib import Path; from client.site import Site; from common.data.manifest import load_manifest; "
+        "folder = Path(sys.argv[1]); print(Site(folder, load_manifest(folder), None).checksum())"
+    )
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code, folder], cwd=root, env={"PYTHONPATH": str(root)}, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == first, done.stderr
+    assert re.fullmatch("[0-9a-f]{64}", first)
+    key = folder / ".consilium" / "checksum.key"
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    key.unlink()
+    other = open_site(context_of(folder), config).checksum()
+    assert other != first
+    assert len(key.read_bytes()) == 32
+
+
+@pytest.mark.parametrize("file", ["manifest.yaml", "patients.csv", "labs.parquet", "image-0.dcm", "note-0.txt"])
+def test_the_checksum_follows_every_file_that_the_manifest_points_to(folder: Path, config: Config, file: str) -> None:
+    site = open_site(context_of(folder), config)
+    first = site.checksum()
+    (folder / "diary.txt").write_text("not a patient's")
+    assert site.checksum() == first
+    (folder / file).write_bytes((folder / file).read_bytes() + b"\n")
+    assert site.checksum() != first
+
+
+@pytest.mark.parametrize("file", ["labs.parquet", "image-0.dcm"])
+def test_the_checksum_follows_a_file_that_is_gone(folder: Path, config: Config, file: str) -> None:
+    site = open_site(context_of(folder), config)
+    first = site.checksum()
+    (folder / file).unlink()
+    assert site.checksum() != first
+
+
+def test_a_shared_table_counts_by_its_content_and_a_visits_own_file_by_name_size_and_time(folder: Path, config: Config) -> None:
+    site = open_site(context_of(folder), config)
+    first = site.checksum()
+    for file in ("manifest.yaml", "patients.csv", "labs.parquet"):
+        os.utime(folder / file, (2_000_000_000, 2_000_000_000))
+    assert site.checksum() == first
+    os.utime(folder / "image-0.dcm", (2_000_000_000, 2_000_000_000))
+    assert site.checksum() != first
+
+
+@pytest.mark.parametrize("act", ["enrol", "findings", "predictions"])
+def test_a_site_that_cannot_write_into_its_own_folder_says_so(site: Site, act: str) -> None:
+    (site.folder / ".consilium").write_text("in the way")
+    acts: dict[str, Callable[[], object]] = {
+        "enrol": site.checksum,
+        "findings": site.store_findings,
+        "predictions": lambda: site.store_predictions("toy-1", pd.DataFrame({"score": [0.5]})),
+    }
+    with pytest.raises(ConsiliumError, match=r"'riverside' cannot write into its folder \.consilium") as error:
+        acts[act]()
+    assert str(site.folder) not in str(error.value)
+
+
+def test_a_damaged_key_is_named(site: Site) -> None:
+    site.checksum()
+    (site.folder / ".consilium" / "checksum.key").write_bytes(b"")
+    with pytest.raises(ConsiliumError, match=r"checksum\.key .* Delete it"):
+        site.checksum()
 
 
 @pytest.mark.parametrize("run", ["../evil", "a/b", "/etc/evil", "", ".hidden", "..", "a\\b", "a b", "a\n", "-x", "é"])
