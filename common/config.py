@@ -158,13 +158,15 @@ class FederationConfig:
 
     Attributes:
         quorum: Share of a group's sites that must answer a round; at least one always must.
-        deadline: Seconds to wait for a round's answers.
+        deadline: Seconds to wait for a round's answers, and at the start for ``min_sites`` to connect.
+        min_sites: Sites, whatever they hold, that must be enrolled before teaching begins.
         min_patients: Training patients below which a site's update of a group is left out.
         poll: Seconds between two looks at the answers.
     """
 
     quorum: float = Field(default=0.5, gt=0, le=1)
     deadline: float = Field(default=600.0, gt=0)
+    min_sites: int = Field(default=1, ge=1)
     min_patients: int = Field(default=5, ge=1)
     poll: float = Field(default=0.2, gt=0)
 

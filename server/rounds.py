@@ -44,18 +44,22 @@ class Council:
     traffic: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     _in_flight: dict[str, str] = field(default_factory=dict)
 
-    def connected(self, seconds: float) -> list[int]:
-        """Returns the nodes that are there once no more turn up: Flower's simulation adds them while the ServerApp runs already.
+    def connected(self) -> list[int]:
+        """Returns the nodes that are there: ``min_sites`` or more, once no more turn up, or fewer after the deadline.
 
-        Args:
-            seconds: How long to wait for the first.
+        Flower's simulation adds its nodes while the ServerApp runs already.
         """
-        deadline = time.monotonic() + seconds
-        before: set[int] = set()
+        deadline = time.monotonic() + self.config.deadline
+        before: set[int] | None = None
+        said = False
         while True:
             now = set(self.grid.get_node_ids())
-            if (now and now == before) or time.monotonic() >= deadline:
+            enough, late = len(now) >= self.config.min_sites, time.monotonic() >= deadline
+            if late or (enough and now == before):
                 return sorted(now)
+            if now == before and not said:
+                said = True
+                self.record.event("waiting", connected=len(now), min_sites=self.config.min_sites, seconds=self.config.deadline)
             before = now
             time.sleep(self.config.poll)
 

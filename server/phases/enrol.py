@@ -23,7 +23,6 @@ from server.rounds import NODE, RunFailed
 from server.run import Run
 from server.update_gate import fault
 
-CONNECT_SECONDS = 10.0
 SITE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"  # as in a manifest; it becomes a key of many files
 
 
@@ -33,9 +32,12 @@ def roll_call(run: Run) -> dict[str, EnrolReply]:
     Raises:
         RunFailed: If no site is there, none could enrol, or a simulation has fewer nodes than hospitals.
     """
-    nodes = run.council.connected(CONNECT_SECONDS)
+    nodes = run.council.connected()
     if not nodes:
-        raise RunFailed("no site is connected. Start the SuperNodes first, then run again.")
+        raise RunFailed(
+            f"no site connected within {run.config.federation.deadline:g} s (federation.deadline). Start the SuperNodes, then "
+            "resume the run."
+        )
     run.council.nodes = {}
     run.state.nodes = len(nodes)
     replies = _introduce(run, nodes)
@@ -88,7 +90,7 @@ def _changed(run: Run, reply: EnrolReply) -> str | None:
         return "it did not enrol when the run started. It can take part in a new run"
     if (reply.checksum, reply.splits, reply.patterns) == (before.checksum, before.visits, before.patterns):
         return None
-    return "its patients are not those that it enrolled with. Restore its files and resume the run, or start a new run"
+    return "its files are not those that it enrolled with. Restore them, .consilium too, and resume the run, or start a new one"
 
 
 def enrol(run: Run, replies: dict[str, EnrolReply]) -> None:
@@ -106,6 +108,11 @@ def enrol(run: Run, replies: dict[str, EnrolReply]) -> None:
             "enrolled", site=name, role=reply.role, modalities=reply.modalities, labels=reply.labels, splits=reply.splits,
             excluded=reply.excluded, versions=reply.versions,
         )  # fmt: skip
+    if len(state.sites) < config.federation.min_sites:
+        raise RunFailed(
+            f"{len(state.sites)} site(s) enrolled, federation.min_sites = {config.federation.min_sites}. Start the missing "
+            "SuperNodes, mend the sites that events.jsonl names as left out, and resume the run."
+        )
     _check_groups(run)
     _pool(run, replies)
     for group in state.group_sites():

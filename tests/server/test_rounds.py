@@ -31,10 +31,31 @@ def test_a_group_needs_its_share_of_sites_and_at_least_one() -> None:
 
 
 def test_without_a_single_site_the_run_fails_and_says_what_to_start(tmp_path: Path, clock: Clock) -> None:
-    with pytest.raises(RunFailed, match=r"no site is connected\. Start the SuperNodes first"):
+    with pytest.raises(RunFailed, match=r"no site connected within 5 s \(federation\.deadline\)\. Start the SuperNodes"):
         fakes.perform(tmp_path / "run", [])
-    assert clock.now >= enrol.CONNECT_SECONDS
+    assert clock.now >= 5
     assert checkpoint.load(tmp_path / "run").failed_in == "enrolling"
+
+
+def test_the_number_of_sites_that_is_asked_for_is_waited_for(tmp_path: Path, clock: Clock) -> None:
+    class Slow(ScriptedGrid):
+        def get_node_ids(self) -> Iterable[int]:
+            return [n for n in super().get_node_ids() if n < 3 or clock.now > 3]
+
+    grid = Slow([*PAIR, Site("cedar")])
+    fakes.play(open_run(grid, tmp_path / "run", small_config(federation__min_sites=3)))
+    assert sorted(checkpoint.load(tmp_path / "run").sites) == ["ash", "birch", "cedar"]
+    (event,) = Record(tmp_path / "run").events("waiting")
+    assert (event["connected"], event["min_sites"], event["seconds"]) == (2, 3, 5)
+
+
+@pytest.mark.parametrize("third", [[], [Site("cedar", script=fakes.error("the disk is full"))]])
+def test_with_fewer_sites_than_asked_for_nothing_is_taught(third: list[Site], tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match=r"2 site\(s\) enrolled, federation\.min_sites = 3\. Start the missing SuperN"):
+        fakes.perform(tmp_path / "run", [*PAIR, *third], small_config(federation__min_sites=3))
+    assert fakes.rounds(tmp_path / "run", "teach") == []
+    fakes.perform(tmp_path / "run", [*PAIR, Site("cedar")], resume=True)
+    assert checkpoint.load(tmp_path / "run").phase == "finished"
 
 
 def test_nodes_that_turn_up_one_by_one_are_all_waited_for(tmp_path: Path) -> None:
@@ -101,7 +122,7 @@ def test_a_site_that_is_gone_when_a_run_is_resumed_is_offline(tmp_path: Path) ->
     ("back", "reason"),
     [
         (Site("cedar"), None),
-        (Site("cedar", checksum="07e2"), "its patients are not those that it enrolled with. Restore its files and resume"),
+        (Site("cedar", checksum="07e2"), "its files are not those that it enrolled with. Restore them, .consilium too"),
         (Site("dogwood"), "it did not enrol when the run started. It can take part in a new run"),
         (Site("ash"), "two nodes enrolled under this name; the second is left out"),
     ],
@@ -144,7 +165,7 @@ def test_a_site_whose_patients_changed_is_left_out_of_the_run_that_is_resumed(tm
     with pytest.raises(RunFailed):
         fakes.perform(tmp_path / "run", [Site("ash", script=fails), Site("birch", script=fails), cedar])
     grid = fakes.perform(tmp_path / "run", [*PAIR, Site("cedar", checksum="07e2")], resume=True)
-    why = "its patients are not those that it enrolled with. Restore its files and resume the run, or start a new run"
+    why = "its files are not those that it enrolled with. Restore them, .consilium too, and resume the run, or start a new one"
     (event,) = Record(tmp_path / "run").events("left-out")
     assert (event["site"], event["reason"]) == ("cedar", why)
     later = [e["left_out"] for e in Record(tmp_path / "run").events("round")[-5:]]
@@ -155,7 +176,7 @@ def test_a_site_whose_patients_changed_is_left_out_of_the_run_that_is_resumed(tm
 def test_a_run_whose_only_site_changed_its_patients_is_not_resumed(tmp_path: Path) -> None:
     with pytest.raises(RunFailed):
         fakes.perform(tmp_path / "run", [Site("ash", script=fakes.in_round("train.teach", 1, lambda *_: None))])
-    with pytest.raises(RunFailed, match=r"no site could enrol\. Reasons: ash: its patients are not those"):
+    with pytest.raises(RunFailed, match=r"no site could enrol\. Reasons: ash: its files are not those"):
         fakes.perform(tmp_path / "run", [Site("ash", checksum="07e2")], resume=True)
     fakes.perform(tmp_path / "run", [Site("ash")], resume=True)
     assert checkpoint.load(tmp_path / "run").phase == "finished"
