@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from collections.abc import Mapping
 
 import torch
 
@@ -16,7 +17,7 @@ from common.arrays import (
     tensors,
 )
 from common.config import Config
-from common.data.cohort import Cohort, count_patterns
+from common.data.cohort import SPLITS, Cohort, count_patterns
 from common.evaluation.predictions import Speaker, predict_patterns, released_rows, student_speaker, teachers_speakers
 from common.learning.lessons import (
     Teaching,
@@ -50,27 +51,31 @@ PACKAGES = ("flwr", "torch", "numpy")
 
 
 def enrol(site: Site, config: Config, request: EnrolRequest) -> EnrolReply:
-    """Says what the site holds; counts below the site's limit are hidden, and those that leave so few of the others."""
+    """Says what the site holds; counts below the site's limit are hidden, and those from which they could be told.
+
+    * Patterns and classes: the visits of all splits, or of the training split, are their sum (:func:`hide_small`).
+    * An output of a binary or multi-label task: hidden too where few visits lack it.
+    * Splits: the server needs a number that none of the site's counts exceeds, so that a small one is told as the limit. Their
+      sum, which the patterns would tell, is hidden then.
+
+    What is not guarded: the training visits that *lack* a modality can be few and told, because the number of those that hold it
+    is the weight of the site's teachers; and what patterns, modalities and later messages say of the same visits is not audited
+    together.
+    """
     site.store_findings()
     least = site.manifest.limits.min_count
     train = site.cohort.part("train")
     trains = site.manifest.role == "train"
-
-    def told(count: int) -> int | None:
-        return count if count == 0 or count >= least else None
-
-    if train.labels.dtype == torch.int64:
-        labels = [told(n) for n in torch.bincount(train.labels, minlength=len(config.task.outputs)).tolist()]
-    else:
-        labels = [None if told(len(train) - int(n)) is None else told(int(n)) for n in train.labels.sum(0).tolist()]
+    splits = {s: len(site.cohort.part(s)) for s in SPLITS}
+    small_split = any(0 < n < least for n in splits.values())
     return EnrolReply(
         site=site.manifest.site,
         sites_here=site.sites_here,
         role=site.manifest.role,
-        modalities={m: told(len(train.holding(m))) for m in config.task.modalities},
-        patterns={p: told(n) for p, n in count_patterns(site.cohort).items()},
-        labels=dict(zip(config.task.outputs, labels, strict=True)),
-        splits={s: len(site.cohort.part(s)) for s in ("train", "meta", "validation", "test")},
+        modalities={m: _told(len(train.holding(m)), least) for m in config.task.modalities},
+        patterns=hide_small(count_patterns(site.cohort), least, total=small_split),
+        labels=_told_labels(train, least),
+        splits={s: n and max(n, least) for s, n in splits.items()},
         architectures=site.trainable(config),
         excluded=len({f.row for f in site.cohort.findings}),
         versions={"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
@@ -78,6 +83,39 @@ def enrol(site: Site, config: Config, request: EnrolRequest) -> EnrolReply:
         data=site.manifest.data,
         checksum=site.checksum(),
     )
+
+
+def hide_small(counts: Mapping[str, int], least: int, *, total: bool = False) -> dict[str, int | None]:
+    """Returns counts of which somebody may know the sum, with None for the small ones, 1 to ``least`` - 1.
+
+    A single hidden count is the sum less the others, and two that make up 2 are one each. So the next smallest are hidden with
+    them, until there are two at least that make up ``least`` together. A count of 0 is no secret.
+
+    Args:
+        counts: What is counted -> how often; every visit is in exactly one.
+        least: Smallest count that may be told.
+        total: Whether the sum itself is to be hidden.
+    """
+    hidden: dict[str, int] = {}
+    for name, count in sorted(counts.items(), key=lambda item: (item[1], item[0])):
+        exposed = (hidden or total) and (len(hidden) < 2 or sum(hidden.values()) < least)
+        if count and (count < least or exposed):
+            hidden[name] = count
+    return {name: None if name in hidden else count for name, count in counts.items()}
+
+
+def _told(count: int, least: int) -> int | None:
+    return count if count == 0 or count >= least else None
+
+
+def _told_labels(train: Cohort, least: int) -> dict[str, int | None]:
+    """Returns output -> training visits with it, None where hidden."""
+    outputs = train.task.outputs
+    if train.task.type == "multiclass":
+        counts = torch.bincount(train.labels, minlength=len(outputs)).tolist()
+        return hide_small(dict(zip(outputs, counts, strict=True)), least)
+    events = dict(zip(outputs, train.labels.sum(0).int().tolist(), strict=True))
+    return {o: None if _told(len(train) - n, least) is None else _told(n, least) for o, n in events.items()}
 
 
 def teach(site: Site, config: Config, request: TeachRequest) -> TeachReply:

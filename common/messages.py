@@ -169,11 +169,11 @@ class EnrolReply(WireMessage):
         sites_here: Hospital folders that this machine knows of (1 unless simulated).
         role: ``train`` or ``evaluate``.
         modalities: Modality -> training visits that hold it; None where hidden because it is small.
-        patterns: Pattern -> visits; None where hidden.
+        patterns: Pattern -> visits; None where hidden, because it or another is small.
         labels: Output -> training visits with it; None where hidden.
-        splits: Split -> visits.
+        splits: Split -> visits; a small number is told as the least that the site tells, so that none of its counts exceeds it.
         architectures: (modality, architecture) groups that it can train.
-        excluded: Rows left out because of a fault.
+        excluded: Rows left out because of a fault; exact, as no sum that is told holds it.
         versions: Software versions.
         moments: Modality -> count, mean, variance of its features over training visits, small counts suppressed.
         data: ``real`` or ``generated``.

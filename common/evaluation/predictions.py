@@ -121,16 +121,35 @@ def released_rows(predictions: pd.DataFrame, task: Task, least: int) -> tuple[li
     """Returns the metrics that may leave the site, and the number of cells withheld.
 
     A cell (speaker, pattern) is withheld if it rests on fewer than ``least`` visits, or on fewer events or non-events of any
-    output: a metric on a handful of patients tells about them.
+    output: a metric on a handful of patients tells about them. Where that is a single pattern, the next smallest is withheld with
+    it: the visits (and events) of ``all`` and of every pattern but one tell those of the one, by inclusion and exclusion.
+
+    What is not guarded: two patterns that are told, of which one is part of the other, differ by the visits that hold only the
+    one. Where these are few, their number is the difference of ``n``, and since metrics are told in full their events can often
+    be worked out as well. To withhold one of every pair that close would cost most patterns where nearly all hold everything.
     """
+    hidden = _withheld(predictions, least)
     rows: list[dict[str, Any]] = []
     withheld = 0
     for (model, pattern), part in predictions.groupby(["model", "pattern"], sort=True):
-        positives = part.groupby("output")["label"].agg(["sum", "count"])
-        n = int(positives["count"].iloc[0])
-        if int(positives["sum"].min()) < least or int((positives["count"] - positives["sum"]).min()) < least:
+        if pattern in hidden:
             withheld += 1
             continue
+        n = len(part) // len(task.outputs)
         values = metrics(task.type, *arrays_of(part, task))
         rows += [{"model": model, "pattern": pattern, "metric": m, "value": float(v), "n": n} for m, v in values.items()]
     return rows, withheld
+
+
+def _withheld(predictions: pd.DataFrame, least: int) -> set[str]:
+    """Returns the patterns that may not be told; every speaker of a pattern was asked about the same visits."""
+    counts = (
+        predictions.drop_duplicates(["pattern", "row", "output"]).groupby(["pattern", "output"])["label"].agg(["sum", "count"])
+    )
+    counts["others"] = counts["count"] - counts["sum"]
+    rarest = counts[["sum", "others"]].min(axis=1).groupby("pattern").min()
+    sizes = counts["count"].groupby("pattern").first()
+    hidden = set(rarest.index[rarest < least])
+    if len(hidden) == 1:
+        hidden |= set(sizes.drop([*hidden, ALL], errors="ignore").sort_values(kind="stable").index[:1])
+    return hidden

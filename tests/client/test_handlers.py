@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from client import handlers
 from client.site import Site, open_site
@@ -53,7 +55,7 @@ def test_a_site_tells_what_it_holds(site: Site, config: Config, server: Server) 
     assert reply.modalities == {m: len(train.holding(m)) for m in config.task.modalities}
     assert reply.labels == {"death": int(train.labels.sum())}
     assert reply.splits == {s: len(site.cohort.part(s)) for s in ("train", "meta", "validation", "test")}
-    assert reply.patterns == {p: n if n >= 5 else None for p, n in count_patterns(site.cohort).items()}
+    assert reply.patterns == handlers.hide_small(count_patterns(site.cohort), 5)
     assert None in reply.patterns.values()
     assert reply.architectures == site.trainable(config)
     assert set(reply.versions) == {"python", "flwr", "torch", "numpy"}
@@ -83,7 +85,52 @@ def test_a_count_that_leaves_few_others_is_hidden_too(site: Site, config: Config
     assert handlers.enrol(mine, config, server.enrol()).labels == {"death": told}
 
 
-def test_rare_classes_are_hidden_one_by_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [
+        ([30, 20, 10], [30, 20, 10]),
+        ([30, 20, 0], [30, 20, 0]),
+        ([30, 20, 3], [30, None, None]),
+        ([30, 5, 4, 3], [30, 5, None, None]),
+        (
+            [30, 6, 1, 1],
+            [30, None, None, None],
+        ),  # the sum of the hidden ones would be told, and two hidden ones of two are one each
+        ([30, 0, 3], [None, 0, None]),
+        ([3], [None]),
+        ([], []),
+    ],
+)
+def test_a_small_count_is_never_the_rest_of_a_sum(counts: list[int], told: list[int | None]) -> None:
+    assert list(handlers.hide_small(dict(zip("abcd", counts, strict=False)), 5).values()) == told
+
+
+@given(st.dictionaries(st.text("abcdefg", min_size=1, max_size=3), st.integers(0, 30)), st.integers(1, 12), st.booleans())
+def test_hidden_counts_are_at_least_two_and_many_together_wherever_there_are_so_many(
+    counts: dict[str, int], least: int, total: bool
+) -> None:
+    told = handlers.hide_small(counts, least, total=total)
+    assert told.keys() == counts.keys()
+    assert all(n == counts[k] and (n == 0 or n >= least) for k, n in told.items() if n is not None)
+    mine = [counts[k] for k, n in told.items() if n is None]
+    if mine or (total and any(counts.values())):
+        assert (len(mine) >= 2 and sum(mine) >= least) or mine == [n for n in counts.values() if n]
+
+
+@pytest.mark.parametrize("few", ["meta", "test"])
+def test_a_small_split_is_told_as_the_limit_and_cannot_be_had_from_the_patterns(
+    site: Site, config: Config, server: Server, few: str
+) -> None:
+    cohort = keeping("labs")(site.cohort)
+    drop = np.flatnonzero(cohort.split == few)[3:]
+    mine = with_cohort(site, lambda _: cohort.select(~np.isin(np.arange(len(cohort)), drop)))
+    reply = handlers.enrol(mine, config, server.enrol())
+    assert reply.splits == {s: 5 if s == few else int((cohort.split == s).sum()) for s in reply.splits}
+    assert reply.patterns == {"labs": None}
+    assert handlers.enrol(with_cohort(site, lambda _: cohort), config, server.enrol()).patterns == {"labs": len(cohort)}
+
+
+def test_rare_classes_are_hidden_with_the_next_rarest(tmp_path: Path) -> None:
     config = make_config("multiclass")
     write_folder(tmp_path / "a", config.task, 80)
     site = open_site(context_of(tmp_path / "a"), config)
@@ -91,7 +138,7 @@ def test_rare_classes_are_hidden_one_by_one(tmp_path: Path) -> None:
     labels = torch.zeros(len(train), dtype=torch.int64)
     labels[:4], labels[4:14] = 1, 2
     reply = handlers.enrol(with_cohort(site, lambda _: replace(train, labels=labels)), config, Server(config, site).enrol())
-    assert reply.labels == {"cn": len(train) - 14, "mci": None, "ad": 10}
+    assert reply.labels == {"cn": len(train) - 14, "mci": None, "ad": None}  # alone, mci would be the rest of the training visits
 
 
 def test_moments_are_those_of_training_patients(site: Site, config: Config, server: Server) -> None:

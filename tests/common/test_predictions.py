@@ -160,6 +160,18 @@ def test_every_output_needs_enough_events(kind: Any, labels: list[list[int]], to
     assert withheld == (not told)
 
 
+def test_a_pattern_that_alone_would_be_withheld_takes_the_next_smallest_with_it() -> None:
+    # 40 hold labs, 20 note, 12 both: all = labs + note - both, so that 12 could be told from the others.
+    sizes = {"all": 48, "labs": 40, "note": 20, "labs+note": 12}
+    parts = [frame(("death",), [[1]] * (n // 3) + [[0]] * (n - n // 3), p) for p, n in sizes.items()]
+    predictions = pd.concat([*parts, parts[2].assign(model="teacher:note")])
+    assert {r["pattern"] for r in released_rows(predictions, make_task(), 4)[0]} == set(sizes)
+    rows, withheld = released_rows(predictions, make_task(), 5)
+    assert {r["pattern"] for r in rows} == {"all", "labs"}
+    assert withheld == 3
+    assert {r["pattern"] for r in released_rows(predictions, make_task(), 7)[0]} == {"all", "labs"}
+
+
 def test_cells_are_withheld_one_by_one() -> None:
     predictions = pd.concat([frame(("death",), [[1]] * 9 + [[0]] * 9), frame(("death",), [[1]] * 2 + [[0]] * 9, "labs")])
     rows, withheld = released_rows(predictions, make_task(), 5)
