@@ -119,21 +119,23 @@ def _told_labels(train: Cohort, least: int) -> dict[str, int | None]:
 
 
 def teach(site: Site, config: Config, request: TeachRequest) -> TeachReply:
-    """Trains the teachers of the groups asked for, and validates the parameters received."""
+    """Trains the teachers of the groups asked for that enough visits stand behind, and validates the parameters received."""
     cohort = site.ready(standardisation_of(request.standardisation))
     train, validation = cohort.part("train"), cohort.part("validation")
-    allowed = site.trainable(config)
+    allowed, least = site.trainable(config), site.manifest.limits.min_count
     trained: dict[str, Arrays] = {}
     counts: dict[str, int] = {}
     validated: dict[str, tuple[float, int]] = {}
     losses: dict[str, float] = {}
     for group in (g for g in request.groups if g in allowed):
         modality = group.split(GROUP_SEPARATOR)[0]
+        mine, held_out = train.holding(modality), validation.holding(modality)
+        if len(mine) < least:
+            continue
         teacher = build_teacher(group, config.task, config.model)
         teacher.load_state_dict(tensors(request.groups[group]))
         teacher.eval()
-        mine, held_out = train.holding(modality), validation.holding(modality)
-        if len(held_out) >= site.manifest.limits.min_count:
+        if len(held_out) >= least:
             validated[group] = (teacher_loss(teacher, modality, held_out), len(held_out))
         training, seed = config.teach.training_of(group), derive_seed(request.seed, group)
         fit = train_teacher(teacher, modality, mine, training, epochs=site.epochs(request.epochs), seed=seed)
@@ -166,7 +168,7 @@ def refine(site: Site, config: Config, request: RefineRequest) -> RefineReply:
         labels=config.refine.labels,
     )
     counts = {block: n for block, n in block_counts(train).items() if n >= least}
-    loss = fit.training[-1] if fit.training else None
+    loss = fit.training[-1] if fit.training and len(train) >= least else None
     return RefineReply(site.manifest.site, trained_blocks(student, counts), counts, validated, loss, gradients, meta_count)
 
 

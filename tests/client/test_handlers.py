@@ -335,8 +335,9 @@ def test_the_epochs_of_refine_are_capped_too(site: Site, config: Config, server:
 def test_what_rests_on_few_visits_does_not_leave_the_site(site: Site, config: Config, server: Server) -> None:
     shy = limited(site, min_count=1000)
     taught, refined = handlers.teach(shy, config, server.teach()), handlers.refine(shy, config, server.refine())
-    assert taught.validation == {}
+    assert (taught.groups, taught.counts, taught.validation, taught.training) == ({}, {}, {}, {})
     assert (refined.student, refined.counts, refined.validation, refined.meta, refined.meta_count) == ({}, {}, None, {}, 0)
+    assert refined.training is None
 
 
 # Evaluate.
