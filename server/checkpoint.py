@@ -30,7 +30,7 @@ class Enrolled:
         patterns: Pattern -> visits; None where hidden.
         excluded: Rows left out because of a fault.
         data: ``real`` or ``generated``.
-        checksum: SHA-256 of its patient table.
+        checksum: Keyed hash of its files; the key stays at the site.
     """
 
     role: str

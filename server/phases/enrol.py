@@ -19,6 +19,7 @@ from common.models.ensemble import GROUP_SEPARATOR, build_teacher
 from common.models.ensemble import groups as all_groups
 from common.task import Modality, Task
 from server.checkpoint import Enrolled
+from server.prior import estimated_counts
 from server.rounds import NODE, RunFailed
 from server.run import Run
 from server.update_gate import fault
@@ -130,6 +131,9 @@ def _gate(task: Task, reply: EnrolReply) -> str | None:
     counts = [*reply.modalities.values(), *reply.labels.values(), *reply.splits.values()]
     if any(n is not None and n < 0 for n in counts):
         return "it counts fewer than zero visits"
+    labels = [n or 0 for n in reply.labels.values()]
+    if (sum(labels) if task.type == "multiclass" else max(labels, default=0)) > reply.splits.get("train", 0):
+        return "it counts more visits with a label than training visits"
     if reply.role != "train":
         return None if reply.role == "evaluate" else f"its role '{reply.role[:20]}' is neither 'train' nor 'evaluate'"
     for what, told, known in (
@@ -193,14 +197,19 @@ def _pool(run: Run, replies: dict[str, EnrolReply]) -> None:
         parts.append(reference.moments())
     pooled = {m: pool([p[m] for p in parts]) for m in task.modalities}
     run.state.arrays.update({f"standardisation:{m}": a for m, a in moments_arrays(pooled).items()})
-    told = [r for r in trains if all(n is not None for n in r.labels.values())]
-    counted = np.array([sum(r.labels[o] or 0 for r in told) for o in task.outputs], dtype=np.float64)
-    total = float(sum(r.splits["train"] for r in told))
+    visits = [r.splits["train"] for r in trains if r.splits["train"]]
+    told = [[r.labels[o] for o in task.outputs] for r in trains if r.splits["train"]]
     if reference is not None and reference.labelled:
         y = reference.labels
-        counted = counted + (torch.bincount(y, minlength=len(task.outputs)) if y.ndim == 1 else y.sum(0)).double().numpy()
-        total += len(reference)
-    run.state.prior = log_odds(task.type, counted, total).tolist()
+        told.append((torch.bincount(y, minlength=len(task.outputs)) if y.ndim == 1 else y.sum(0)).tolist())
+        visits.append(len(reference))
+    labels = np.array(told, dtype=np.float64)  # None becomes NaN
+    silent = [o for o, column in zip(task.outputs, labels.T, strict=True) if np.isnan(column).all()]
+    if silent:
+        reason = "every site hides how many of its visits have it, and no reference set is labelled: its prior is a guess"
+        run.record.event("guessed", outputs=silent, reason=reason)
+    counts = estimated_counts(task.type, labels, np.array(visits))
+    run.state.prior = log_odds(task.type, counts, float(sum(visits))).tolist()
 
 
 def _announce(run: Run) -> None:

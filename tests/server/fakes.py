@@ -78,7 +78,7 @@ class Site:
         script: What it does instead of answering honestly.
         shift: How far it moves every parameter that it trains.
         folders: Hospital folders that it says its machine holds.
-        checksum: SHA-256 of its patients, as it says.
+        checksum: Keyed hash of its files, as it says.
         asked: Requests of phase 2.
         refined: Requests of phase 4.
     """
