@@ -59,8 +59,9 @@ class Plan:
     code: str
 
     def jobs(self) -> list[Job]:
-        """Returns every cell, those of one split beside each other."""
-        return [Job(m, s, f) for s in self.seeds for f in self.folds for m in self.methods]
+        """Returns every cell, those of one split beside each other, students last: they begin behind a teach phase."""
+        methods = sorted(self.methods, key=lambda method: method.startswith("student"))
+        return [Job(m, s, f) for s in self.seeds for f in self.folds for m in methods]
 
     def as_json(self) -> dict[str, Any]:
         """Returns the plan as it reads from ``bench.json``."""

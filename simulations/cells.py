@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 
 from client.site import OWN_FOLDER
 from common.arrays import write_json
-from common.config import Config, load_config
+from common.config import Config, DistillConfig, RefineConfig, WeightsConfig, load_config, to_json
 from common.data.ingest.frames import read_frame
 from common.data.manifest import hospital_folders, load_manifest
 from common.errors import ConsiliumError
@@ -22,6 +23,9 @@ from common.evaluation.predictions import predict_patterns
 from common.flower import run_flower
 from common.models.ensemble import build_teacher
 from common.models.student import Student, parameters_of
+from server import checkpoint
+from server.record import Record
+from server.run import CONFIG_FILE, read_config
 from simulations.baselines import BASELINES, open_consortium
 from simulations.inproc import run_inproc
 from simulations.workers import RUN_FOLDER, Job, Work
@@ -78,6 +82,7 @@ def _federated(work: Work, job: Job, config: Config, overrides: list[str]) -> tu
     experiment, sites, out = work.benchmark.experiment, work.sites(job.split), work.cell(job)
     run_dir = out / RUN_FOLDER
     shutil.rmtree(run_dir, ignore_errors=True)
+    taught = _begin_behind_teaching(work, job, config)
     if work.runtime == "flwr":
         run_flower(
             experiment=experiment,
@@ -86,10 +91,11 @@ def _federated(work: Work, job: Job, config: Config, overrides: list[str]) -> tu
             sites=sites,
             num_supernodes=len(hospital_folders(sites)),
             timeout_s=FLOWER_TIMEOUT_S,
+            resume=taught,
             show=False,
         )
     else:
-        run_inproc(sites=sites, run_dir=run_dir, experiment=experiment, overrides=overrides)
+        run_inproc(sites=sites, run_dir=run_dir, experiment=experiment, overrides=overrides, resume=taught)
     state = json.loads((run_dir / "state.json").read_text(encoding="utf-8"))
     groups = sorted({g for s in state["sites"].values() for g in s["groups"]})
     size = (
@@ -108,6 +114,55 @@ def _federated(work: Work, job: Job, config: Config, overrides: list[str]) -> tu
             f"No test predictions of {', '.join(silent)}: see {run_dir}/events.jsonl. A pooled figure needs them all."
         )
     return said, predictions
+
+
+def _begin_behind_teaching(work: Work, job: Job, config: Config) -> bool:
+    """Writes the state that a run has when its teachers are ready, if a finished cell on the same sites taught the same ones.
+
+    The teachers do not depend on what becomes of them: resumed from there, the run ends as if it had taught them itself. Its
+    record names the cell where enrolment and teaching are recorded.
+
+    Returns:
+        Whether there was such a cell.
+    """
+    run_dir, prepared = work.cell(job) / RUN_FOLDER, work.sites(job.split).stat().st_mtime
+    for other in (replace(job, method=m) for m in RUNS if m != job.method):
+        source = work.cell(other) / RUN_FOLDER
+        # Sites that were prepared anew since have other checksums: they would not go on with a run of the old ones.
+        if work.fault(other) is None and (source / checkpoint.STATE_FILE).stat().st_mtime > prepared:
+            theirs = read_config(source)
+            if _up_to_teaching(theirs) == _up_to_teaching(config):
+                break
+    else:
+        return False
+    state = checkpoint.load(source)
+    state.phase = "distilling"
+    for name in ("student", "consilium", "best:student", "best:consilium", "omega-adam"):
+        state.arrays.pop(name, None)
+    state.best.pop("student", None)
+    state.curves = [c for c in state.curves if c["phase"] == "teaching"]
+    state.weights, state.evaluation, state.withheld = [], [], {}
+    # Every request names its run and carries the configuration, which are longer or shorter than those of the other cell.
+    more = (config.teach.rounds + 1) * (_size(run_dir, config) - _size(source, theirs))
+    taught = {site: phases["teach"] for site, phases in state.traffic.items() if "teach" in phases}
+    state.traffic = {site: {"teach": [sent + more, received]} for site, (sent, received) in taught.items()}
+    run_dir.mkdir()
+    shutil.copy(source / "environment.json", run_dir)
+    write_json(run_dir / CONFIG_FILE, to_json(config))
+    Record(run_dir).event("taught", by=other.name)
+    checkpoint.save(run_dir, state)
+    return True
+
+
+def _up_to_teaching(config: Config) -> Config:
+    """Returns a configuration without what matters only after the teach phase."""
+    distill = DistillConfig(reference=config.distill.reference)
+    return replace(config, distill=distill, weights=WeightsConfig(), refine=RefineConfig())
+
+
+def _size(run_dir: Path, config: Config) -> int:
+    """Returns the bytes of a run's name and configuration in a message."""
+    return len(f"{run_dir.parent.name}-{run_dir.name}") + len(json.dumps(to_json(config)))
 
 
 def collect_predictions(sites: Path, run: str) -> pd.DataFrame:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
+from common.arrays import read_arrays
+from server.record import Record
 from simulations.benchmarks.base import Benchmark
 from simulations.cells import methods
 from simulations.consortium import write_tiny
@@ -39,3 +45,44 @@ def test_every_method_can_be_tried_with_short_training(work: Work, method: str) 
     assert (cell.method, cell.seed, cell.fold) == (method, 0, 0)
     assert set(cell.predictions["site"]) == {"alder", "birch"}
     assert cell.curves and max(max(c["round"], c.get("step", 0)) for c in cell.curves) <= 2
+
+
+def run(work: Work, method: str) -> Path:
+    """Runs a cell; returns its folder."""
+    job = Job(method, 0, 0)
+    work.run(job)
+    assert work.fault(job) is None
+    return work.cell(job)
+
+
+def events(cell: Path) -> list[str]:
+    return [event["event"] for event in Record(cell / "run").events()]
+
+
+def test_a_cell_begins_behind_the_teach_phase_of_another_and_ends_as_if_it_had_taught(work: Work, tmp_path: Path) -> None:
+    work = replace(work, folder=shutil.copytree(work.folder / "sites", tmp_path / "sites").parent)
+    alone = run(work, "student-no-kd").rename(tmp_path / "alone")
+    run(work, "student")
+    after = run(work, "student-no-kd")
+    assert "taught" not in events(alone)
+    assert events(after)[:2] == ["taught", "resumed"] and Record(after / "run").events("taught")[0]["by"] == "student-0-0"
+    assert not [e for e in Record(after / "run").events("round") if e["phase"] == "teach"]
+    files = sorted(f.relative_to(alone) for f in alone.rglob("*.safetensors"))
+    assert len(files) > 10 and files == sorted(f.relative_to(after) for f in after.rglob("*.safetensors"))
+    for file in files:
+        ours, theirs = ({n: (a.dtype, a.tobytes()) for n, a in read_arrays(cell / file).items()} for cell in (after, alone))
+        assert ours == theirs, file
+    for name in ("cell.json", "run/state.json", "run/traffic.json", "run/config.json", "run/results.json"):
+        ours, theirs = (json.loads((cell / name).read_text()) | {"seconds": 0} for cell in (after, alone))
+        assert ours == theirs, name
+    pd.testing.assert_frame_equal(*(pd.read_parquet(cell / "predictions.parquet") for cell in (after, alone)))
+
+
+def test_a_cell_teaches_itself_if_the_other_learned_otherwise_or_from_other_files(tmp_path: Path) -> None:
+    other = replace(TINY, overrides={"teachers": ("teach.epochs=2",)})
+    work = Work(other, tmp_path, None, "inproc", True, None)
+    work.prepare(Job("student", 0, 0).split)
+    run(work, "teachers")
+    assert events(run(work, "student"))[0] == "started"
+    work.prepare(Job("student", 0, 0).split)
+    assert events(run(work, "student-uniform"))[0] == "started"
