@@ -131,7 +131,8 @@ class Site:
 
         The key never leaves this hospital. Without it nobody can try whether a guessed table is the table; the server only sees
         whether the files are those of the last time. Manifest, patient table and the files of many visits (``key``) count by
-        their content, a visit's own file (an image, a note) by name, size and time: to read them all would take too long.
+        their content, a visit's own file (an image, a note) by name, size and time: to read them all would take too long. Such
+        files must keep their times when they are restored from a backup.
         """
         table = read_frame(self.folder / self.manifest.patients)
         whole, single = {FILE_NAME, self.manifest.patients}, set[str]()
