@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from common.config import SplitConfig
-from common.data.cohort import Cohort, concatenate, count_patterns
+from common.data.cohort import Cohort, count_patterns
 from common.data.folder import open_cohort
 from common.data.manifest import load_manifest
 from common.errors import ConsiliumError
 from common.task import Task
-from tests.common.samples import KINDS, make_cohort, make_task, write_folder
+from tests.common.samples import KINDS, make_task, write_folder
 
 ADMISSION = ("admission",)
 TOLERANT = {"limits": {"bad_rows": 1.0}}
@@ -364,52 +364,3 @@ def test_a_split_column_with_other_words_is_refused(tmp_path: Path) -> None:
 
 def test_a_split_column_that_tears_a_patient_apart_is_refused(tmp_path: Path) -> None:
     assert "one patient into different splits" in refused(tmp_path, with_split(tmp_path, ["train", "test"] * 20))
-
-
-# Cohorts.
-
-
-def test_patients_of_different_cohorts_stay_different_when_joined() -> None:
-    task = make_task("multiclass")
-    parts = [make_cohort(task, 10, s) for s in range(3)]
-    joined = concatenate(parts)
-    assert len(joined) == 30
-    assert len(np.unique(joined.patient)) == 15
-    assert joined.labels.tolist() == [y for p in parts for y in p.labels.tolist()]
-
-
-def test_a_selection_keeps_rows_together() -> None:
-    cohort = make_cohort(make_task(), 20)
-    index = np.array([5, 2, 11])
-    picked = cohort.select(index)
-    assert picked.row.tolist() == [5, 2, 11]
-    assert torch.equal(picked.labels, cohort.labels[index])
-    assert torch.equal(picked.present, cohort.present[index])
-    held = cohort.holding("labs")
-    assert held.inputs["labs"].isfinite().all()
-    assert len(held) == int(cohort.present[:, 2].sum())
-    assert len(cohort.part("train", "meta")) == len(cohort.part("train")) + len(cohort.part("meta"))
-
-
-@pytest.mark.parametrize(
-    ("kind", "labels", "events"),
-    [
-        ("binary", [[1], [0], [0]], 1),
-        ("binary", [[1], [1], [0]], 1),
-        ("multilabel", [[1, 0], [0, 1], [0, 0]], 2),
-        ("multilabel", [[0, 1]] * 3, 3),
-        ("multilabel", [[0, 0]] * 3, 0),
-    ],
-)
-def test_events_are_the_rarer_side_of_one_output_and_the_visits_with_any_of_several(
-    kind: Any, labels: list[list[float]], events: int
-) -> None:
-    cohort = replace(make_cohort(make_task(kind), 3), labels=torch.tensor(labels, dtype=torch.float32))
-    assert cohort.events() == events
-    assert cohort.part("nowhere").events() == 0
-
-
-def test_events_of_classes_count_the_rarest() -> None:
-    cohort = replace(make_cohort(make_task("multiclass"), 5), labels=torch.tensor([0, 0, 1, 2, 2]))
-    assert cohort.events() == 1
-    assert replace(cohort, labels=torch.tensor([0, 0, 1, 1, 1])).events() == 0
