@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from common.evaluation.results import Results
+from common.evaluation.results import Results, Weight
 from simulations.results import Cell
+from simulations.scores import OURS
 
 # Okabe and Ito's palette without yellow and black: told apart with any common colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS, LINES = "osD^vP", ("-", "--", "-.", ":")
-PHASES = ("teach", "distill", "refine")
+CELL, MOMENT = ["seed", "fold"], ["phase", "round", "step"]
+PHASES = ("teaching", "distilling", "refining")
+BY_EPOCH = ("distilling", "train")  # the other phases go by rounds
+LOSSES = {"train": "train\n(all terms\nof the loss)", "validation": "validation\n(task loss)"}
 STYLE: Any = {"font.size": 9, "axes.titlesize": 9, "figure.titlesize": 11, "axes.spines.top": False, "axes.spines.right": False}
 NAMES = {"auroc": "AUROC", "auprc": "AUPRC", "accuracy": "Accuracy", "f1": "F1"}
 DOTS_PER_INCH = 150
+LEAST_WIDTH = 6.5
 LETTERS_PER_INCH = 10
+MOST_PANELS = 20
 
 
 def draw_figures(results: Results, cells: Sequence[Cell], folder: Path) -> list[Path]:
@@ -49,12 +55,13 @@ def draw_figures(results: Results, cells: Sequence[Cell], folder: Path) -> list[
             figures[f"patterns-{metric}"] = _heat_map(
                 results, pd.DataFrame([dict(r) for r in pooled if r.metric == metric]), metric
             )
-        if results.weights:
-            figures["weights"] = _weights(results)
+        weights = _learned(results)
+        if len(weights):
+            figures["weights"] = _weights(results, weights)
         for method in dict.fromkeys(c.method for c in cells):
-            curves = [{**curve, "cell": (c.seed, c.fold)} for c in cells if c.method == method for curve in c.curves]
-            if curves:
-                figures[f"curves-{method}"] = _curves(results, method, pd.DataFrame(curves))
+            curves = _moving(c for c in cells if c.method == method)
+            if len(curves):
+                figures[f"curves-{method}"] = _curves(results, method, curves)
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
             figure.savefig(folder / f"{name}.png", dpi=DOTS_PER_INCH)
@@ -70,7 +77,7 @@ def _title(figure: Figure, results: Results, what: str) -> None:
     debug = ", DEBUG RUN: training cut short" if results.environment.get("debug") else ""
     kind = "GENERATED DATA, no real patients" if generated else "Real data"
     figure.supxlabel(
-        f"{kind}: {results.environment.get('data_version', '')}{debug}",
+        textwrap.fill(f"{kind}: {results.environment.get('data_version', '')}{debug}", int(1.2 * across)),
         fontsize=8,
         color=COLOURS[1] if generated or debug else "#444444",
         fontweight="bold" if generated or debug else "normal",
@@ -78,14 +85,17 @@ def _title(figure: Figure, results: Results, what: str) -> None:
 
 
 def _heat_map(results: Results, rows: pd.DataFrame, metric: str) -> Figure:
-    """Draws method x pattern; the best method of a pattern is bold, a pattern that a method cannot answer is grey."""
+    """Draws method x pattern: the best of a pattern is bold, what cannot be told from the student marked, no answer grey."""
     rows = rows[~rows["method"].str.contains("/")]
     table = rows.pivot(index="method", columns="pattern", values="mean")
     patterns = sorted(table.columns, key=lambda p: (p != "all", p.count("+"), p))
     table = table.loc[list(dict.fromkeys(rows["method"])), patterns]
     n = rows.groupby("pattern")["n"].max()
+    against = [c for c in results.comparisons if c.metric == metric and c.output is None]
+    unresolved = {(c.b, c.pattern) for c in against if c.ci95[0] <= 0 <= c.ci95[1]}
 
-    figure = Figure(figsize=(3.2 + 0.95 * len(patterns), 2.2 + 0.36 * len(table)), layout="constrained")
+    width = max(LEAST_WIDTH, 3.2 + 0.95 * len(patterns))
+    figure = Figure(figsize=(width, 2.4 + 0.36 * len(table)), layout="constrained")
     axes = figure.add_subplot()
     colours = mpl.colormaps["cividis"].with_extremes(bad="#e4e4e4")
     image = axes.imshow(np.ma.masked_invalid(table.to_numpy()), cmap=colours, aspect="auto")
@@ -94,11 +104,16 @@ def _heat_map(results: Results, rows: pd.DataFrame, metric: str) -> Figure:
         if not np.isnan(value):
             weight = "bold" if value == best.iloc[j] else "normal"
             colour = "black" if value > middle else "white"
-            axes.text(j, i, f"{value:.3f}", ha="center", va="center", color=colour, fontweight=weight)
+            mark = " ≈" if (str(table.index[i]), patterns[j]) in unresolved else ""
+            axes.text(j, i, f"{value:.3f}{mark}", ha="center", va="center", color=colour, fontweight=weight)
     labels = [("all\n(what each has)" if p == "all" else p.replace("+", "\n+ ")) + f"\nn = {n[p]:,}" for p in patterns]
     axes.set_xticks(range(len(patterns)), labels, fontsize=8)
     axes.set_yticks(range(len(table)), table.index)
-    axes.set_xlabel("modalities given to the method (n: test visits; bold: best of the column; grey: cannot answer)")
+    signs = ["n: test visits", "bold: best of the column", "grey: cannot answer"]
+    if against:
+        signs.append(f"≈: difference from {OURS} not resolved (tested under 'all' and for teachers of one modality)")
+    legend = f"modalities given to the method; {'; '.join(signs)}"
+    axes.set_xlabel(textwrap.fill(legend, int(width * LETTERS_PER_INCH)))
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     figure.colorbar(image, ax=axes, label=f"{NAMES.get(metric, metric)} (higher is better)", shrink=0.9)
@@ -106,72 +121,85 @@ def _heat_map(results: Results, rows: pd.DataFrame, metric: str) -> Figure:
     return figure
 
 
-def _weights(results: Results) -> Figure:
-    """Draws the modality weights of each method over the updates of its run; the mean over outputs if there are several."""
-    frame = pd.DataFrame([dict(w) for w in results.weights])
+def _learned(results: Results) -> pd.DataFrame:
+    """Returns the modality weights of the methods that move them, the mean over outputs if there are several."""
+    frame = pd.DataFrame([dict(w) for w in results.weights], columns=list(Weight.model_fields))
     frame["phase"] = pd.Categorical(frame["phase"], [*PHASES, *sorted(set(frame["phase"]) - set(PHASES))], ordered=True)
-    cells, moment = ["seed", "fold"], ["phase", "round", "step"]
-    frame = frame.groupby(["method", "modality", *moment, *cells], observed=True)["value"].mean().reset_index()
-    methods, modalities = list(dict.fromkeys(w.method for w in results.weights)), sorted(frame["modality"].unique())
-    figure = Figure(figsize=(2.2 + 3.2 * len(methods), 4.1), layout="constrained")
+    keys = ["method", "modality", *MOMENT, *CELL]
+    frame = frame.groupby(keys, observed=True, sort=False)["value"].mean().reset_index()
+    return frame[frame.groupby("method")["value"].transform("nunique") > 1]
+
+
+def _weights(results: Results, frame: pd.DataFrame) -> Figure:
+    """Draws the modality weights of each method over the updates of its run."""
+    methods, modalities = list(dict.fromkeys(frame["method"])), sorted(frame["modality"].unique())
+    figure = Figure(figsize=(max(LEAST_WIDTH, 2.2 + 3.2 * len(methods)), 4.1), layout="constrained")
     panels = figure.subplots(1, len(methods), sharey=True, squeeze=False)[0]
     for axes, method in zip(panels, methods, strict=True):
         part = frame[frame["method"] == method]
-        part = part.assign(at=part.groupby(moment, observed=True).ngroup())
+        part = part.assign(at=part.groupby(MOMENT, observed=True).ngroup())
         phases = part.drop_duplicates("at").sort_values("at")["phase"].tolist()
         # A cell that ends early keeps its last weights; without them the mean would jump to that of the longer cells.
-        part = part.pivot(index="at", columns=["modality", *cells], values="value").ffill()
+        part = part.pivot(index="at", columns=["modality", *CELL], values="value").ffill()
         for k, modality in enumerate(modalities):
-            _band(axes, part[modality].stack(cells, future_stack=True).rename("value").reset_index(), "at", "value", k, modality)
+            _band(axes, part[modality].stack(CELL, future_stack=True).rename("value").reset_index(), "at", "value", k, modality)
         axes.axhline(1 / len(modalities), color="#777777", linestyle=":", linewidth=1, label="uniform")
         for start in [i for i in range(len(phases)) if i == 0 or phases[i] != phases[i - 1]]:
             axes.axvline(start, color="#bbbbbb", linewidth=0.8, zorder=0)
             axes.text(start, 1.0, f" {phases[start]}", transform=axes.get_xaxis_transform(), va="top")
         n = len({tuple(column)[1:] for column in part.columns})
-        axes.set(title=f"{method} ({n} cells)", xlabel="record of the weights (number since the start)")
+        axes.set(title=f"{method} ({_count(n)})", xlabel="updates of the weights since the start")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[0].set(ylabel="modality weight (they sum to 1)", ylim=(0, None))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
-    _title(figure, results, "modality weights over time, mean over seeds and folds, band: ± 1 SD")
+    _title(figure, results, "modality weights over time, mean over cells (seeds x folds), band: ± 1 SD")
     return figure
 
 
+def _moving(cells: Iterable[Cell]) -> pd.DataFrame:
+    """Returns the losses of cells, ``at`` an epoch or a round, without those that were taken only once."""
+    curves = [{**v, "at": v.get("step", v["round"]), "cell": (c.seed, c.fold)} for c in cells for v in c.curves]
+    frame = pd.DataFrame(curves, columns=["phase", "group", "split", "at", "loss", "cell"])
+    return frame[frame.groupby(["phase", "group"])["at"].transform("nunique") > 1].copy()
+
+
 def _curves(results: Results, method: str, curves: pd.DataFrame) -> Figure:
-    """Draws one panel per phase and group: the loss per round on each split, as far as half of the cells went."""
+    """Draws one panel per phase and group: the loss on each split, as far as half of the cells went."""
+    n, places = curves["cell"].nunique(), curves.groupby("phase")["group"].transform("nunique")
+    many = places > MOST_PANELS
+    curves.loc[many, "cell"] = pd.Series(list(zip(curves["cell"], curves["group"], strict=True)), curves.index)
+    curves["group"] = curves["group"].mask(many, "mean over " + places.astype(str) + " places")
     panels = sorted(
         {(str(p), str(g)) for p, g in zip(curves["phase"], curves["group"], strict=True)},
         key=lambda panel: (PHASES.index(panel[0]) if panel[0] in PHASES else len(PHASES), panel),
     )
-    splits, n = sorted(curves["split"].unique(), key=lambda s: (s != "train", s)), curves["cell"].nunique()
     across = min(4, len(panels))
     down = math.ceil(len(panels) / across)
-    figure = Figure(figsize=(1.6 + 2.5 * across, 1.3 + 2.0 * down), layout="constrained")
+    figure = Figure(figsize=(max(LEAST_WIDTH, 1.6 + 2.5 * across), 1.3 + 2.1 * down), layout="constrained")
     grid = figure.subplots(down, across, squeeze=False)
     for axes, (phase, group) in zip(grid.flat, panels, strict=False):
         part = curves[(curves["phase"] == phase) & (curves["group"] == group)]
-        for k, split in enumerate(splits):
+        for k, (split, label) in enumerate(LOSSES.items()):
             line = part[part["split"] == split]
-            counts = line.groupby("round")["cell"].transform("nunique")
-            _band(axes, line[2 * counts >= line["cell"].nunique()], "round", "loss", k, split)
-        axes.set_title(f"{phase}: {group}")
+            counts = line.groupby("at")["cell"].transform("nunique")
+            _band(axes, line[2 * counts >= line["cell"].nunique()], "at", "loss", k, label)
+        axes.set(title=f"{phase}: {group}", xlabel="epoch" if phase in BY_EPOCH else "round")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_visible(False)
     for axes in grid[:, 0]:
         axes.set_ylabel("loss")
-    for axes in list(grid.flat)[max(0, len(panels) - across) : len(panels)]:
-        axes.set_xlabel("round")
     handles: dict[str, Any] = {}
     for axes in grid.flat:
         handles |= {str(line.get_label()): line for line in axes.get_lines()}
-    figure.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False, title="patients")
-    what = f"learning curves of {method}, mean over {n} cells (seeds x folds) while half of them train, band: ± 1 SD"
-    _title(figure, results, what)
+    figure.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False)
+    means = f"mean over {n} cells (seeds x folds) while half of them train, band: ± 1 SD"
+    _title(figure, results, f"learning curves of {method}, {means if n > 1 else _count(n)}")
     return figure
 
 
 def _band(axes: Axes, part: pd.DataFrame, x: str, y: str, k: int, label: str) -> None:
-    """Draws the mean over cells with a band of one standard deviation; few points get markers, so that one is seen at all."""
+    """Draws the mean over cells with a band of one standard deviation, which ends at 0; few points get markers."""
     if part.empty:
         return
     grouped = part.groupby(x)[y]
@@ -180,7 +208,11 @@ def _band(axes: Axes, part: pd.DataFrame, x: str, y: str, k: int, label: str) ->
     marker = MARKERS[k % len(MARKERS)] if len(mean) <= 15 else None
     line = LINES[k % len(LINES)]
     axes.plot(mean.index, mean, line, color=colour, marker=marker, markersize=3.5, linewidth=1.5, label=label)
-    axes.fill_between(mean.index, mean - sd, mean + sd, color=colour, alpha=0.18, linewidth=0)
+    axes.fill_between(mean.index, np.maximum(mean - sd, 0), mean + sd, color=colour, alpha=0.18, linewidth=0)
+
+
+def _count(cells: int) -> str:
+    return f"{cells} cell{'s' if cells != 1 else ''}"
 
 
 def _seeds(results: Results) -> str:

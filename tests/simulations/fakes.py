@@ -82,7 +82,7 @@ def weights(method: str, seed: int, fold: int) -> list[dict[str, Any]]:
     drift = np.cumsum(rng.normal(0, 0.02, (24, 3)) + (0.03, -0.02, 0.0), axis=0)
     drift = np.zeros_like(drift) if method == "student-uniform" else drift
     values = np.exp(drift) / np.exp(drift).sum(axis=1, keepdims=True)
-    moments = [("distill", 0, step) for step in range(18)] + [("refine", r, 0) for r in range(6)]
+    moments = [("distilling", 0, step) for step in range(18)] + [("refining", r, 0) for r in range(6)]
     return [
         {"phase": p, "round": r, "step": s, "output": None, "modality": m, "value": float(values[i, k])}
         for i, (p, r, s) in enumerate(moments)
@@ -92,12 +92,11 @@ def weights(method: str, seed: int, fold: int) -> list[dict[str, Any]]:
 
 def curves(seed: int, fold: int) -> list[dict[str, Any]]:
     rng = np.random.default_rng([8, seed, fold])
-    groups = [("teach", f"{m}/{a}", 5) for m in SIGNAL for a in ("linear", "small")] + [
-        ("distill", "student", 20),
-        ("refine", "student", 4),
-    ]
+    teachers = [("teaching", f"{m}/{a}", 5) for m in SIGNAL for a in ("linear", "small")]
+    groups = [*teachers, ("distilling", "student", 20), ("refining", "student", 4)]
     return [
-        {"phase": p, "round": r, "group": g, "split": s, "loss": float(0.35 * extra + 0.4 * np.exp(-r / 3) + rng.normal(0, 0.01))}
+        {"phase": p, "group": g, "split": s, "loss": float(0.35 * extra + 0.4 * np.exp(-r / 3) + rng.normal(0, 0.01))}
+        | ({"round": 0, "step": r} if p == "distilling" else {"round": r})
         for p, g, rounds in groups
         for s, extra in (("train", 0.8), ("validation", 1.0))
         for r in range(rounds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 from pydantic import ValidationError
 from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_score
@@ -272,6 +276,88 @@ def test_figures_are_drawn_for_patterns_weights_and_curves(results: Results, tmp
     for file in files:
         pixels = np.asarray(Image.open(file).convert("RGB"))
         assert min(pixels.shape[:2]) > 300 and pixels.std() > 10
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
+    """Name -> figure of what is drawn in the test."""
+    figures: dict[str, Figure] = {}
+    original = Figure.savefig
+
+    def savefig(self: Figure, file: Path, **options: Any) -> None:
+        figures[file.stem] = self
+        original(self, file, **options)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return figures
+
+
+@pytest.fixture
+def bare(results: Results) -> Results:
+    """Results without rows and weights: nothing but learning curves is drawn."""
+    return results.model_copy(update={"rows": [], "weights": []})
+
+
+def words(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+
+
+def test_no_word_of_a_figure_is_cut_off(results: Results, drawn: dict[str, Figure], tmp_path: Path) -> None:
+    named = results.model_copy(update={"environment": results.environment | {"data_version": "a long name of data " * 6}})
+    single = [{"phase": "train", "round": r, "group": "central", "split": "train", "loss": 0.5} for r in range(3)]
+    draw_figures(named, [*all_cells(), make_cell("central", 0, 0, curves=single)], tmp_path)
+    for name, figure in drawn.items():
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        paper = figure.bbox.padded(1)
+        texts = [t for t in figure.findobj(Text) if re.search("[a-z]", t.get_text()) and t.get_visible()]
+        boxes = {t.get_text(): t.get_window_extent(canvas.get_renderer()) for t in texts}
+        cut = [text for text, box in boxes.items() if not (paper.contains(*box.min) and paper.contains(*box.max))]
+        assert len(texts) >= 5 and not cut, name
+
+
+def test_the_heat_map_marks_what_cannot_be_told_from_our_student(
+    results: Results, drawn: dict[str, Figure], tmp_path: Path
+) -> None:
+    draw_figures(results, [], tmp_path)
+    said = words(drawn["patterns-auroc"])
+    (close,) = [c for c in results.comparisons if (c.b, c.pattern, c.metric) == ("teachers", "all", "auroc")]
+    (far,) = [c for c in results.comparisons if (c.b, c.pattern, c.metric) == ("local", "all", "auroc")]
+    assert close.ci95[0] <= 0 <= close.ci95[1] and far.ci95[0] > 0
+    assert f"{row_of(results, method='teachers', pattern='all', metric='auroc').mean:.3f} ≈" in said
+    assert f"{row_of(results, method='local', pattern='all', metric='auroc').mean:.3f}" in said
+    assert any("not resolved" in text.replace("\n", " ") for text in said)
+
+
+def test_learning_curves_come_in_the_order_of_the_phases_and_each_in_its_own_units(
+    bare: Results, drawn: dict[str, Figure], tmp_path: Path
+) -> None:
+    once = {"phase": "refining", "round": 0, "group": "once", "split": "train", "loss": 1.0}
+    draw_figures(bare, [make_cell("student", 0, 0, curves=[*fakes.curves(0, 0), once])], tmp_path)
+    panels = [axes for axes in drawn["curves-student"].axes if axes.get_visible()]
+    titles = [axes.get_title() for axes in panels]
+    assert titles[-2:] == ["distilling: student", "refining: student"] and len(titles) == 8
+    assert all(title.startswith("teaching: ") for title in titles[:6])
+    assert [axes.get_xlabel() for axes in panels[-2:]] == ["epoch", "round"]
+    assert list(panels[-2].get_lines()[0].get_xdata()) == list(range(20))
+
+
+def test_learning_curves_of_very_many_places_are_one_mean(bare: Results, drawn: dict[str, Figure], tmp_path: Path) -> None:
+    places = [
+        {"phase": "train", "round": r, "group": f"site-{k}", "split": "train", "loss": k + r} for k in range(31) for r in range(2)
+    ]
+    draw_figures(bare, [make_cell("local", s, 0, curves=places) for s in range(2)], tmp_path)
+    (panel,) = drawn["curves-local"].axes
+    assert panel.get_title() == "train: mean over 31 places"
+    assert list(panel.get_lines()[0].get_ydata()) == [15, 16]
+    assert "2 cells" in " ".join(words(drawn["curves-local"]))
+
+
+def test_weights_that_never_move_have_no_panel(drawn: dict[str, Figure], tmp_path: Path) -> None:
+    methods = ("student", "student-uniform")
+    cells = [make_cell(m, s, f, weights=fakes.weights(m, s, f)) for m in methods for s in range(2) for f in range(2)]
+    draw_figures(build(cells).model_copy(update={"rows": []}), [], tmp_path)
+    assert [axes.get_title() for axes in drawn["weights"].axes] == ["student (4 cells)"]
 
 
 def test_a_run_without_weights_and_curves_has_heat_maps_only(tmp_path: Path) -> None:
