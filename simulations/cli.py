@@ -97,7 +97,8 @@ def _show_head(results: Results, console: Console) -> None:
     if results.data == "generated":
         console.print("[bold red]GENERATED DATA[/bold red]: no real patients; do not compare with published figures")
     console.print(escape(f"Data: {about.get('data_version')}, checksum {results.data_checksum[:12]}"))
-    console.print("Tested: " + ", ".join(f"{n:,} {what}" for what, n in results.n["test"].items()))
+    for role, counts in ({"Tested": results.n["test"]} if results.n["test"] else results.n["folds"][0]).items():
+        console.print(f"{role.capitalize()}: " + ", ".join(f"{n:,} {what}" for what, n in counts.items()))
     if results.exclusions:
         console.print("Left out: " + "; ".join(f"{n:,} {escape(reason)}" for reason, n in results.exclusions.items()))
     seeds = ", ".join(map(str, results.seeds))

@@ -23,7 +23,8 @@ Prepare = Callable[[Path, int, int, str | None, bool], dict[str, Any]]
 
 ``masked``: whether the hospitals lack the modalities that the protocol takes from them. Returns a JSON-able mapping:
 
-* ``n``: role (``train``, ``reference``, ``test``) -> what (stays, patients, deaths, sites ...) -> how many in this fold;
+* ``n``: role (``train``, ``reference``, ``test``; ``hospitals`` if they train and test) -> what (stays, patients, deaths, sites
+  ...) -> how many in this fold;
 * ``exclusions``: reason -> how many it removed from the data set, the same for every seed and fold;
 * ``data_checksum``: hex digest of what was read and how it was split.
 

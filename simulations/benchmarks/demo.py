@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.data.manifest import REFERENCE_FOLDER
 from simulations.benchmarks.base import Benchmark
 from simulations.benchmarks.eicu_mortality import METHODS
-from simulations.consortium import write_demo
+from simulations.consortium import RECORD, write_demo
 
 
 def prepare(folder: Path, seed: int, fold: int, variant: str | None, masked: bool) -> dict[str, Any]:
@@ -18,8 +20,21 @@ def prepare(folder: Path, seed: int, fold: int, variant: str | None, masked: boo
     if folder.exists() and not any(folder.iterdir()):
         shutil.rmtree(folder)
     write_demo(folder)
-    record = (folder / "consortium.json").read_bytes()
-    return {"n": {"hospitals": json.loads(record)}, "exclusions": {}, "data_checksum": hashlib.sha256(record).hexdigest()}
+    record = (folder / RECORD).read_bytes()
+    counts = json.loads(record)["folders"]
+    return {
+        "n": {
+            "reference": _sum([counts.pop(REFERENCE_FOLDER)]),
+            "hospitals": _sum(list(counts.values())) | {"sites": len(counts)},
+        },
+        "exclusions": {},
+        "data_checksum": hashlib.sha256(record).hexdigest(),
+    }
+
+
+def _sum(folders: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """Returns how many visits, patients and visits with the event some folders hold."""
+    return {what: sum(counts[what] for counts in folders) for what in ("visits", "patients", "events")}
 
 
 BENCHMARK = Benchmark(

@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
@@ -21,7 +22,8 @@ import simulations.benchmarks
 from common.errors import ConsiliumError
 from common.evaluation.results import load_results
 from simulations import bench, cli
-from simulations.benchmarks import base
+from simulations.benchmarks import base, demo
+from simulations.consortium import write_tiny
 from simulations.workers import Job, Work, _Progress, _Reader, run_jobs
 from tests.simulations import fakes
 
@@ -293,6 +295,21 @@ def test_table_prints_what_the_run_found(finished: tuple[bench.Outcome, str]) ->
     assert f"{row.mean:.3f} ± {row.sd:.3f} [{row.ci95[0]:.3f}, {row.ci95[1]:.3f}]" in said.output
     line = next(text for text in said.output.splitlines() if re.search(r"student\W+fedavg\W+all\W+AUROC", text))
     assert "better" in line
+
+
+def test_of_hospitals_that_train_and_test_the_table_tells_the_sizes(
+    finished: tuple[bench.Outcome, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "write_demo", write_tiny)
+    said = demo.prepare(tmp_path / "sites", 0, 0, None, True)
+    tables = {f.parent.name: pd.read_csv(f) for f in (tmp_path / "sites").glob("*/patients.csv")}
+    assert said["n"]["hospitals"]["sites"] == len(tables) - 1 == 2
+    assert said["n"]["hospitals"]["visits"] == sum(len(table) for site, table in tables.items() if site != "reference")
+    assert said["n"]["reference"]["visits"] == len(tables["reference"])
+    results = load_results(finished[0].folder / "results.json")
+    console = Console(file=io.StringIO(), width=200)
+    cli.show(results.model_copy(update={"n": {"test": {}, "folds": [said["n"]]}}), tmp_path, console)
+    assert f"Hospitals: {said['n']['hospitals']['visits']} visits, " in console.file.getvalue()
 
 
 def test_run_exits_with_one_and_names_what_is_missing(
