@@ -21,8 +21,8 @@ def estimated_counts(task_type: TaskType, told: Float, visits: NDArray[np.int64]
     give them the share of the others, would make it rarer still. So a hidden count is what it is on average, given that it is
     hidden and the share of the outcome over all places, which is estimated with it (expectation-maximisation):
 
-    * binary and multi-label: of n visits either the events or the others are 1 to ``LIMIT - 1``; of at most ``LIMIT`` visits, whose
-      number is hidden as well, any may be;
+    * binary and multi-label: of n visits either the events or the others are 1 to ``LIMIT - 1``; of at most ``LIMIT`` visits,
+      whose number is hidden as well, any may be;
     * multi-class: what the told classes leave of the visits belongs to the hidden ones, in proportion to their shares.
 
     What bias remains: where sites set a higher limit than ``LIMIT``, a rare outcome comes out too rare at large sites and too

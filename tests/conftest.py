@@ -15,6 +15,13 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Shows what tests measured (``record_property``), from all workers."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            terminalreporter.write_line(f"{report.nodeid}: {value} {name}")
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """Folder with the public data sets; a test that needs it is skipped where there is none."""

@@ -1,115 +1,79 @@
-"""A real federation on this machine: a SuperLink and two SuperNodes, each a process with a home and a manifest of its own."""
+"""A real federation: a SuperLink and two SuperNodes, each with a home and a manifest of its own, with TLS and known keys."""
 
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from common.flower import SCRIPTS, project_root
+from common.flower import project_root
 from server.record import Record
 from simulations.consortium import write_tiny
+from tests.e2e.processes import PATIENCE, Federation, free_port, write_certificates, write_key
 
 pytestmark = pytest.mark.e2e
-PATIENCE = 400
 HOSPITALS = ("alder", "birch")
-
-
-@dataclass
-class Federation:
-    """Processes that belong together; all of them, and no others, are ended with it."""
-
-    home: Path
-    processes: list[psutil.Process] = field(default_factory=list)
-
-    def env(self, name: str, **more: str) -> dict[str, str]:
-        keep = {k: v for k, v in os.environ.items() if not k.startswith(("FLWR_", "RAY_", "CONSILIUM_"))}
-        return keep | {
-            "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}",
-            "FLWR_HOME": str(self.home / name),
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05",
-            "OMP_NUM_THREADS": "1",
-            **more,
-        }
-
-    def start(self, name: str, *command: str, **more: str) -> None:
-        folder = self.home / name
-        folder.mkdir()
-        with (folder / "process.log").open("wb") as log:
-            words = [str(SCRIPTS / command[0]), *command[1:]]
-            process = subprocess.Popen(words, cwd=folder, env=self.env(name, **more), stdout=log, stderr=log)
-        self.processes.append(psutil.Process(process.pid))
-
-    def flwr(self, *words: str) -> str:
-        command = [str(SCRIPTS / "flwr"), *words]
-        done = subprocess.run(command, cwd=self.home, env=self.env("admin"), capture_output=True, text=True, timeout=PATIENCE)
-        return done.stdout
-
-    def end(self) -> None:
-        family = [p for process in self.processes if process.is_running() for p in (process, *process.children(recursive=True))]
-        for stop in (psutil.Process.terminate, psutil.Process.kill):
-            for process in family:
-                if process.is_running():
-                    stop(process)
-            _, family = psutil.wait_procs(family, timeout=10)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
 def federation(tmp_path: Path) -> Iterator[Federation]:
-    """A SuperLink that knows the reference set, and two SuperNodes that know their manifest each."""
+    """A SuperLink that knows the reference set and the hospitals' keys, and SuperNodes that know their manifest each."""
     write_tiny(tmp_path / "sites")
-    made = Federation(tmp_path)
-    port = free_port()
+    write_certificates(tmp_path)
+    made = Federation(tmp_path, address=f"127.0.0.1:{free_port()}")
     try:
-        reference = {"CONSILIUM_REFERENCE": str(tmp_path / "sites" / "reference")}
-        made.start("superlink", "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port), **reference)
+        start_superlink(made)
         for name in HOSPITALS:
-            manifest = f"manifest='{tmp_path / 'sites' / name / 'manifest.yaml'}'"
-            place = ("--superlink", f"127.0.0.1:{port}", "--port", str(free_port()))
-            made.start(name, "flower-supernode", "--insecure", *place, "--node-config", manifest)
-        (tmp_path / "admin").mkdir()
-        connection = f'[superlink]\ndefault = "clinic"\n\n[superlink.clinic]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
-        (tmp_path / "admin" / "config.toml").write_text(connection, encoding="utf-8")
-        wait_for_nodes(made)
+            write_key(tmp_path / f"{name}.key")
+            said = made.flwr("supernode", "register", str(tmp_path / f"{name}.key.pub"), "clinic", "--format", "json")
+            assert json.loads(said)["success"] is True, said
+            start_supernode(made, name, manifest_of=name)
         yield made
     finally:
         made.end()
 
 
-def wait_for_nodes(federation: Federation) -> None:
+def start_superlink(federation: Federation) -> None:
+    home, (host, port) = federation.home, federation.address.split(":")
+    tls = ("--ssl-ca-certfile", f"{home}/ca.crt", "--ssl-certfile", f"{home}/server.pem", "--ssl-keyfile", f"{home}/server.key")
+    reference = {"CONSILIUM_REFERENCE": str(home / "sites" / "reference")}
+    place = ("--host", host, "--port", port)
+    superlink = federation.start("superlink", "flower-superlink", *place, *tls, "--enable-supernode-auth", **reference)
+    (home / "admin").mkdir()
+    connection = f'[superlink.clinic]\naddress = "{federation.address}"\nroot-certificates = "{home}/ca.crt"\n'
+    (home / "admin" / "config.toml").write_text(f'[superlink]\ndefault = "clinic"\n\n{connection}', encoding="utf-8")
     deadline = time.monotonic() + PATIENCE
-    online = 0
-    while online < len(HOSPITALS):
-        assert all(p.is_running() for p in federation.processes), "a process ended by itself"
-        assert time.monotonic() < deadline, "the SuperNodes did not come online"
-        answer = federation.flwr("supernode", "list", "clinic", "--format", "json")
-        online = answer.count('"online"')
+    while '"success": true' not in federation.flwr("supernode", "list", "clinic", "--format", "json"):
+        ended = not superlink.is_running() or superlink.status() == psutil.STATUS_ZOMBIE
+        assert not ended, (home / "superlink" / "process.log").read_text(encoding="utf-8")
+        assert time.monotonic() < deadline, "the SuperLink does not answer"
+
+
+def start_supernode(federation: Federation, name: str, manifest_of: str) -> psutil.Process:
+    home = federation.home
+    place = ("--superlink", federation.address, "--root-certificates", f"{home}/ca.crt", "--port", str(free_port()))
+    manifest = f"manifest='{home / 'sites' / manifest_of / 'manifest.yaml'}'"
+    key = ("--auth-supernode-private-key", f"{home}/{name}.key")
+    return federation.start(name, "flower-supernode", *place, *key, "--node-config", manifest)
 
 
 def status(federation: Federation) -> list[str]:
     return [run["status"] for run in json.loads(federation.flwr("list", "clinic", "--format", "json"))["runs"]]
 
 
-def test_a_federation_of_real_processes_makes_a_student(federation: Federation, tmp_path: Path) -> None:
+def test_only_hospitals_whose_keys_are_known_make_a_student_over_tls(
+    federation: Federation, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    write_key(tmp_path / "stranger.key")
+    stranger = start_supernode(federation, "stranger", manifest_of=HOSPITALS[0])
+    started = time.monotonic()
     run, config = tmp_path / "run", tmp_path / "run.toml"
-    overrides = "teach.rounds=1 refine.rounds=0 federation.poll=1"  # a process starts, and imports torch, for every message
+    # Few rounds: for every message a process starts, and imports torch.
+    overrides = f"teach.rounds=1 refine.rounds=0 federation.poll=1 federation.min_sites={len(HOSPITALS)}"
     config.write_text(f'experiment = "tiny"\noverrides = "{overrides}"\nrun-dir = "{run}"\n', encoding="utf-8")
     said = federation.flwr("run", str(project_root()), "clinic", "--stream", "--run-config", str(config))
     assert status(federation) == ["finished:completed"], said
@@ -118,3 +82,6 @@ def test_a_federation_of_real_processes_makes_a_student(federation: Federation, 
     assert next(e for e in events if e["event"] == "plan")["reference"] == 60
     assert all(e["left_out"] == {} for e in events if e["event"] == "round")
     assert (run / "student.safetensors").is_file()
+    stranger.wait(timeout=PATIENCE)
+    assert "Failed to activate SuperNode" in (tmp_path / "stranger" / "process.log").read_text(encoding="utf-8")
+    record_property("seconds of the run on SuperNodes", round(time.monotonic() - started))

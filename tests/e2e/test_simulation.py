@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from server.rounds import RunFailed
 from server.run import Run
 from simulations.consortium import write_tiny
 from simulations.inproc import run_inproc
+from tests.e2e.processes import PATIENCE
 
 pytestmark = pytest.mark.e2e
 
@@ -27,11 +30,15 @@ def sites(tmp_path: Path) -> Path:
     return tmp_path / "sites"
 
 
-def test_flowers_simulation_and_this_process_make_the_same_student(sites: Path, tmp_path: Path) -> None:
+def test_flowers_simulation_and_this_process_make_the_same_student(
+    sites: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     run_inproc(sites=sites, run_dir=tmp_path / "inproc", experiment="tiny")
+    started = time.monotonic()
     run_flower(
-        experiment="tiny", overrides=(), run_dir=tmp_path / "flwr", sites=sites, num_supernodes=2, timeout_s=400, show=False
+        experiment="tiny", overrides=(), run_dir=tmp_path / "flwr", sites=sites, num_supernodes=2, timeout_s=PATIENCE, show=False
     )
+    record_property("seconds of the tiny run (at most 40 on two quiet cores)", round(time.monotonic() - started))
     for name in ("student", "consilium", "teachers/cxr-base", "teachers/notes-linear"):
         here, there = (read_arrays(tmp_path / run / f"{name}.safetensors") for run in ("inproc", "flwr"))
         assert here.keys() == there.keys()
