@@ -62,9 +62,9 @@ def run_cell(work: Work, job: Job) -> None:
     started = time.monotonic()
     overrides = [
         f"seed={job.seed}",
-        *RUNS.get(job.method, ()),
         *work.benchmark.overrides.get(job.method, ()),
         *(DEBUG if work.debug else ()),
+        *RUNS.get(job.method, ()),  # last: they are what makes it this method
     ]
     config = load_config(work.benchmark.experiment, overrides)
     if job.method in RUNS:

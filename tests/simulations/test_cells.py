@@ -45,6 +45,8 @@ def test_every_method_can_be_tried_with_short_training(work: Work, method: str) 
     assert (cell.method, cell.seed, cell.fold) == (method, 0, 0)
     assert set(cell.predictions["site"]) == {"alder", "birch"}
     assert cell.curves and max(max(c["round"], c.get("step", 0)) for c in cell.curves) <= 2
+    phases = {c["phase"] for c in cell.curves}
+    assert ("refining" in phases) == method.startswith("student")
 
 
 def run(work: Work, method: str) -> Path:
