@@ -71,12 +71,20 @@ class TeachConfig:
     Attributes:
         rounds: Rounds of aggregation per (modality, architecture) group.
         epochs: Local epochs per round.
+        reference_share: Share of the rounds, the last ones, in which a labelled reference set takes part like one more site.
+            Scale, bias and weights of the consilium are fitted on reference patients with the teachers as they were before.
         training: Optimiser by group (``labs-linear``), else by architecture (``linear``), else ``default``.
     """
 
     rounds: int = Field(default=10, ge=1)
     epochs: int = Field(default=1, ge=1)
+    reference_share: float = Field(default=0.5, ge=0, lt=1)
     training: dict[str, Training] = field(default_factory=lambda: {"default": Training()})
+
+    @property
+    def reference_from(self) -> int:
+        """First round of the reference set, never the very first one; ``rounds`` if it takes no part."""
+        return max(self.rounds - int(self.rounds * self.reference_share), 1)
 
     def training_of(self, group: str) -> Training:
         """Returns the optimiser of a (modality, architecture) group."""
@@ -120,6 +128,8 @@ class WeightsConfig:
 
     Attributes:
         estimator: ``lookahead`` differentiates through a virtual training step; ``uniform`` keeps the weights equal.
+        start: Where omega starts if there is a reference set: ``evidence``, what the teachers' evidence tells of its overlap
+            without any label; or ``uniform``, equal weights.
         rho: Learning rate of Adam on omega.
         eta: Learning rate of the virtual step.
         steps: Steps on omega on the reference set, or per message in refine.
@@ -128,6 +138,7 @@ class WeightsConfig:
     """
 
     estimator: Literal["lookahead", "uniform"] = "lookahead"
+    start: Literal["evidence", "uniform"] = "evidence"
     rho: float = Field(default=0.05, gt=0)
     eta: float = Field(default=0.1, gt=0)
     steps: int = Field(default=60, ge=0)

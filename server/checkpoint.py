@@ -86,8 +86,8 @@ class RunState(PlainState):
     """Everything that a run needs to go on.
 
     Attributes:
-        arrays: Name -> arrays: ``teacher:<group>``, ``best:<group>``, ``standardisation:<modality>``, ``student``, ``consilium``,
-            ``best:student``, ``best:consilium``, ``omega-adam``.
+        arrays: Name -> arrays: ``teacher:<group>``, ``best:<group>``, ``unseeing:<group>``, ``standardisation:<modality>``,
+            ``student``, ``consilium``, ``best:student``, ``best:consilium``, ``omega-adam``.
     """
 
     arrays: dict[str, Arrays] = field(default_factory=dict)
@@ -102,10 +102,15 @@ class RunState(PlainState):
         held = {n: {g.split(GROUP_SEPARATOR)[0] for g in s.groups} for n, s in self.sites.items()}
         return {m: sorted(n for n, mine in held.items() if m in mine) for m in sorted(set().union(*held.values()))}
 
-    def teachers(self) -> dict[str, Arrays]:
-        """Returns group -> the parameters of the best validated round, or the latest where no site validates."""
+    def teachers(self, *, unseeing: bool = False) -> dict[str, Arrays]:
+        """Returns group -> the parameters of the best validated round, or the latest where no site validates.
+
+        Args:
+            unseeing: Whether to return them as they were before the reference set took part in teaching.
+        """
         groups = [n.removeprefix("teacher:") for n in self.arrays if n.startswith("teacher:")]
-        return {g: self.arrays.get(f"best:{g}", self.arrays[f"teacher:{g}"]) for g in groups}
+        found = {g: self.arrays.get(f"best:{g}", self.arrays[f"teacher:{g}"]) for g in groups}
+        return {g: self.arrays.get(f"unseeing:{g}", a) for g, a in found.items()} if unseeing else found
 
     def standardisation(self) -> dict[str, Arrays]:
         """Returns modality -> pooled moments."""

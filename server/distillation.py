@@ -16,11 +16,13 @@ from common.config import Config
 from common.data.cohort import Cohort
 from common.learning.lessons import Teaching, fit_calibration, student_hypergradient, teach_cohort, train_student
 from common.learning.loop import Fit, derive_seed
-from common.learning.modality_weights import OmegaAdam
+from common.learning.modality_weights import Evidence, OmegaAdam
 from common.models.ensemble import Calibration, Ensembles, initial_calibration
+from common.models.fusion import Late
 from common.models.student import Student
 
 FOLDS = 5
+REFERENCE = "reference set"  # as the name of a place: no site can have it, it holds a space
 Progress = Callable[[int, Tensor], None]
 
 
@@ -50,24 +52,33 @@ def new_student(config: Config, prior: Tensor) -> Student:
     return student
 
 
-def distil(config: Config, reference: Cohort, ensembles: Ensembles, prior: Tensor, progress: Progress) -> Distilled:
+def distil(
+    config: Config, reference: Cohort, ensembles: Ensembles, unseeing: Ensembles, prior: Tensor, progress: Progress
+) -> Distilled:
     """Trains the student on the reference set.
 
     Args:
         config: Of the run.
-        reference: Model-ready reference set; no teacher saw it.
+        reference: Model-ready reference set.
         ensembles: The teachers.
+        unseeing: The teachers before they saw the reference set: s, b and omega are fitted with them.
         prior: Log-odds of the outputs in training, [C].
         progress: Told (step, omega) after every step on omega.
     """
     student = new_student(config, prior)
     calibration = initial_calibration(config.task, prior, scale=config.distill.scale)
     adam: dict[str, Tensor] = {}
-    if reference.labelled:
-        calibration = recalibrated(config, reference, ensembles, student.omega, calibration)
-        if config.weights.estimator == "lookahead":
-            adam = learn_weights(config, student, reference, ensembles, calibration, progress)
-            calibration = recalibrated(config, reference, ensembles, student.omega, calibration)
+    teaching = teach_cohort(unseeing, reference, calibration)
+    evidence = teaching.evidence(config.task.type) if teaching else None
+    lookahead = config.weights.estimator == "lookahead"
+    if lookahead and config.weights.start == "evidence" and evidence is not None:
+        student.omega.copy_(evidence.omega(per_output=config.weights.per_output))
+    calibration = calibrated(config, reference, teaching, evidence, student.omega, calibration)
+    if isinstance(student.fusion, Late):
+        student.fusion.start_at(calibration.scale, calibration.bias)
+    if lookahead and reference.labelled:
+        adam = learn_weights(config, student, reference, unseeing, calibration, progress)
+        calibration = calibrated(config, reference, teaching, evidence, student.omega, calibration)
     train, validation = training_part(config, reference), reference.part("validation")
     fit = train_student(
         student,
@@ -82,12 +93,29 @@ def distil(config: Config, reference: Cohort, ensembles: Ensembles, prior: Tenso
     return Distilled(student, calibration, fit, adam)
 
 
-def recalibrated(config: Config, reference: Cohort, ensembles: Ensembles, omega: Tensor, start: Calibration) -> Calibration:
-    """Returns s and b fitted on the reference patients, whom no teacher saw; as they were if that is switched off."""
-    teaching = teach_cohort(ensembles, reference, start)
+def calibrated(
+    config: Config,
+    reference: Cohort,
+    teaching: Teaching | None,
+    evidence: Evidence | None,
+    omega: Tensor,
+    start: Calibration,
+) -> Calibration:
+    """Returns s and b for the weights as they are: from the evidence's overlap, then fitted if the reference set has labels.
+
+    Args:
+        config: Of the run; with ``distill.scale`` off, s and b stay as they are.
+        reference: Whom the teachers of ``teaching`` never saw.
+        teaching: What they say of them.
+        evidence: How their evidence overlaps, if enough patients tell.
+        omega: [C or 1, M].
+        start: s and b without any of that.
+    """
     if teaching is None or not config.distill.scale:
         return start
-    return fit_calibration(teaching, reference, omega, initial_calibration(config.task, start.prior))
+    if evidence is not None:
+        start = Calibration(evidence.scale(omega.softmax(1)), torch.zeros_like(start.bias), start.prior)
+    return fit_calibration(teaching, reference, omega, start) if reference.labelled else start
 
 
 def learn_weights(

@@ -98,9 +98,10 @@ class Run:
         seed = derive_seed(self.config.seed, phase, round, site)
         return {"run": self.name, "config": to_json(self.config), "code": code_hash(), "seed": seed, "round": round}
 
-    def ensembles(self) -> Ensembles:
-        """Returns the teachers as they stand."""
-        return Ensembles(self.config.task, self.config.model, {g: tensors(a) for g, a in self.state.teachers().items()})
+    def ensembles(self, *, unseeing: bool = False) -> Ensembles:
+        """Returns the teachers as they stand, or as they were before the reference set taught them too."""
+        teachers = self.state.teachers(unseeing=unseeing)
+        return Ensembles(self.config.task, self.config.model, {g: tensors(a) for g, a in teachers.items()})
 
     def student(self) -> Student:
         """Returns the student as it stands."""

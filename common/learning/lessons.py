@@ -15,7 +15,7 @@ from common.config import Config, Training
 from common.data.cohort import Batch, Cohort
 from common.learning.loop import Fit, fit
 from common.learning.losses import Lesson, student_loss, task_loss
-from common.learning.modality_weights import hypergradient, random_patterns
+from common.learning.modality_weights import Evidence, hypergradient, random_patterns
 from common.models.ensemble import Calibration, Ensembles, consilium
 from common.models.fusion import centred
 from common.models.student import Student, StudentOutput, block_of
@@ -23,6 +23,7 @@ from common.models.teacher import Teacher
 from common.task import TaskType
 
 META_TRAIN_BATCH, META_BATCH = 128, 512
+PSEUDO_EVENTS = 10.0
 
 
 def train_teacher(
@@ -94,6 +95,12 @@ class Teaching:
         taught = self.taught[index] & present
         fused = consilium(self.logits[index], taught, omega.softmax(1), self.calibration)
         return Lesson(self.logits[index], taught, fused)
+
+    def evidence(self, kind: TaskType) -> Evidence | None:
+        """Returns how the teachers' evidence overlaps, over the patients that all of them know."""
+        prior = self.calibration.prior
+        share = prior.softmax(0) if kind == "multiclass" else prior.sigmoid()
+        return Evidence.of((self.logits - prior)[self.taught.all(1)], share)
 
 
 def teach_cohort(
@@ -200,23 +207,40 @@ def calibration_loss(teaching: Teaching, labels: Tensor, kind: TaskType, omega: 
 def fit_calibration(teaching: Teaching, cohort: Cohort, omega: Tensor, start: Calibration) -> Calibration:
     """Returns s and b fitted to labelled patients that no teacher was trained on.
 
-    A logistic (softmax) regression on the weighted evidence; a ridge of one pseudo-event pulls towards ``start``, so that a
-    reference set without events leaves it alone.
+    A logistic (softmax) regression on the weighted evidence, with the patients weighted so that outcomes are as common as the
+    prior says: how common they are, all sites tell, and not the few hospitals of a reference set. A ridge of ten pseudo-events
+    pulls towards ``start``.
     """
+    kind = cohort.task.type
+    share = start.prior.softmax(0) if kind == "multiclass" else start.prior.sigmoid()
     scale = start.scale.clone().requires_grad_(True)
     bias = start.bias.clone().requires_grad_(True)
+    weight = _as_common_as(share, cohort.labels, kind)
     optimiser = torch.optim.LBFGS([scale, bias], max_iter=100, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimiser.zero_grad()
         pull = functional.mse_loss(scale, start.scale, reduction="sum") + functional.mse_loss(bias, start.bias, reduction="sum")
-        calibration = Calibration(scale, bias, start.prior)
-        value = calibration_loss(teaching, cohort.labels, cohort.task.type, omega, calibration) + pull / len(cohort)
+        fused = consilium(teaching.logits, teaching.taught, omega.softmax(1), Calibration(scale, bias, start.prior))
+        if kind == "multiclass":
+            loss = (weight * functional.cross_entropy(fused, cohort.labels, reduction="none")).sum()
+        else:
+            loss = functional.binary_cross_entropy_with_logits(fused, cohort.labels, weight=weight, reduction="sum")
+        value = (loss + PSEUDO_EVENTS * pull) / len(cohort)
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
     optimiser.step(closure)  # type: ignore[no-untyped-call]
     return Calibration(scale.detach(), bias.detach(), start.prior)
+
+
+def _as_common_as(share: Tensor, labels: Tensor, kind: TaskType) -> Tensor:
+    """Returns weights, [N] for exclusive classes, else [N, C], under which outcomes are as common as ``share`` [C] says."""
+    if kind == "multiclass":
+        found = torch.bincount(labels, minlength=len(share)).clamp(min=0.5) / len(labels)
+        return (share / found)[labels]
+    found = labels.mean(0).clamp(min=0.5 / len(labels), max=1 - 0.5 / len(labels))
+    return torch.where(labels > 0, share / found, (1 - share) / (1 - found))
 
 
 def log_odds(task_type: TaskType, positives: NDArray[np.float64], total: float) -> Tensor:

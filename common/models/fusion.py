@@ -72,6 +72,12 @@ class Late(nn.Module):
         self.scale = nn.Parameter(torch.full((outputs,), float(modalities)))
         self.bias = nn.Parameter(torch.zeros(outputs))
 
+    @torch.no_grad()
+    def start_at(self, scale: Tensor, bias: Tensor) -> None:
+        """Starts from the consilium's s and b, both [C]."""
+        self.scale.copy_(scale)
+        self.bias.copy_(bias)
+
     def forward(self, features: Tensor, logits: Tensor, present: Tensor, weights: Tensor, prior: Tensor) -> Tensor:
         """Returns fused logits; shapes in the module's docstring."""
         return prior + self.bias + self.scale * weighted_evidence(logits, present, weights, prior)

@@ -18,7 +18,7 @@ def distill(run: Run) -> None:
         student, adam = new_student(run.config, run.prior), {}
         calibration = initial_calibration(run.config.task, run.prior, scale=run.config.distill.scale)
     else:
-        distilled = distil(run.config, reference, run.ensembles(), run.prior, run.note_weights)
+        distilled = distil(run.config, reference, run.ensembles(), run.ensembles(unseeing=True), run.prior, run.note_weights)
         student, calibration, adam = distilled.student, distilled.calibration, distilled.adam
         for epoch, loss in enumerate(distilled.fit.training):
             run.note_loss("student", "train", loss, step=epoch + 1)

@@ -15,12 +15,11 @@ from common.messages import Arrays, RefineReply, RefineRequest
 from common.models.ensemble import Calibration
 from common.models.student import block_of
 from server.aggregation import weighted_mean
-from server.distillation import training_part
+from server.distillation import REFERENCE, training_part
 from server.rounds import require_quorum
 from server.run import Run
 from server.update_gate import fault, score_fault
 
-REFERENCE = "reference set"  # no site can have this name: it holds a space
 LEAST_SITES_OF_A_TEACHER = 2  # a teacher fitted on a site's own patients alone teaches it memorised logits
 CALIBRATION_LR = 0.05
 

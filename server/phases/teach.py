@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from common.arrays import Arrays, module_arrays, tensors
+from common.data.cohort import Cohort
+from common.learning.lessons import train_teacher
+from common.learning.loop import derive_seed
 from common.messages import TeachReply, TeachRequest
+from common.models.ensemble import GROUP_SEPARATOR, build_teacher
 from server.aggregation import weighted_mean
+from server.distillation import REFERENCE
 from server.rounds import require_quorum
 from server.run import Run
 from server.update_gate import fault, not_finite, score_fault
 
 
 def teach(run: Run) -> None:
-    """Runs one round; the last one only validates, so that the best round of every group can be chosen."""
+    """Runs one round; the last one only validates, so that the best round of every group can be chosen.
+
+    From round ``teach.reference_from`` on a labelled reference set takes part like one more site. The teachers as they were
+    before are kept: what is fitted on reference patients, s, b and omega, needs teachers that never saw them.
+    """
     state, config, number = run.state, run.config, run.state.round
     epochs = config.teach.epochs if number < config.teach.rounds else 0
     sent = {g: state.arrays[f"teacher:{g}"] for g in state.group_sites()}
@@ -32,18 +42,37 @@ def teach(run: Run) -> None:
         return reason or score_fault(reply.validation) or not_finite(trained)
 
     replies = run.council.ask("train.teach", requests, TeachReply, round=number, gate=gate)
+    reference = run.reference if run.reference is not None and run.reference.labelled else None
     for group, members in state.group_sites().items():
         mine = {s: r for s, r in replies.items() if group in r.groups}
         require_quorum(f"group '{group}'", number, members, mine, config.federation.quorum)
         _choose(run, group, mine)
+        if reference is not None and number == config.teach.reference_from:
+            state.arrays[f"unseeing:{group}"] = state.teachers()[group]
         if epochs:
+            updates = {s: (r.groups[group], r.counts[group]) for s, r in mine.items()}
+            if reference is not None and number >= config.teach.reference_from:
+                updates |= _at_the_server(run, reference, group)
             state.arrays[f"teacher:{group}"] = weighted_mean(
-                {s: r.groups[group] for s, r in mine.items()}, {s: r.counts[group] for s, r in mine.items()}
+                {s: arrays for s, (arrays, _) in updates.items()}, {s: n for s, (_, n) in updates.items()}
             )
     if epochs:
         run.advance("teaching", number + 1)
     else:
         run.advance("distilling")
+
+
+def _at_the_server(run: Run, reference: Cohort, group: str) -> dict[str, tuple[Arrays, int]]:
+    """Trains a teacher on the reference patients that hold its modality; nothing if they are too few."""
+    config, modality = run.config, group.split(GROUP_SEPARATOR)[0]
+    mine = reference.part("train", "meta").holding(modality)
+    if len(mine) < config.federation.min_patients:
+        return {}
+    teacher = build_teacher(group, config.task, config.model)
+    teacher.load_state_dict(tensors(run.state.arrays[f"teacher:{group}"]))
+    seed = derive_seed(config.seed, "teach", run.state.round, REFERENCE, group)
+    train_teacher(teacher, modality, mine, config.teach.training_of(group), epochs=config.teach.epochs, seed=seed)
+    return {REFERENCE: (module_arrays(teacher), len(mine))}
 
 
 def _choose(run: Run, group: str, replies: dict[str, TeachReply]) -> None:

@@ -190,14 +190,40 @@ def lone_modality(kind: TaskType, size: int = 300) -> tuple[Teaching, Cohort, Te
 
 
 @pytest.mark.parametrize("kind", ["binary", "multilabel"])
-def test_calibration_is_the_logistic_regression_on_the_evidence(kind: Any) -> None:
-    teaching, cohort, omega = lone_modality(kind)
-    found = fit_calibration(teaching, cohort, omega, teaching.calibration)
+def test_calibration_is_the_logistic_regression_on_the_evidence_weighted_as_the_prior_says(kind: Any) -> None:
+    teaching, cohort, omega = lone_modality(kind, 3000)  # so many that ten pseudo-events do not count
+    prior = torch.full((len(cohort.task.outputs),), -2.0)
+    start = replace(teaching.calibration, prior=prior)
+    evidence = replace(teaching, logits=teaching.logits + prior)
+    found = fit_calibration(evidence, cohort, omega, start)
     for c in range(len(cohort.task.outputs)):
-        reference = LogisticRegression(C=1e6).fit(teaching.logits[:, 0, c : c + 1].numpy(), cohort.labels[:, c].numpy())
+        y = cohort.labels[:, c].numpy()
+        usual = prior[c].sigmoid().item()
+        weight = np.where(y > 0, usual / y.mean(), (1 - usual) / (1 - y.mean()))
+        reference = LogisticRegression(C=1e6).fit(teaching.logits[:, 0, c : c + 1].numpy(), y, weight)
         assert found.scale[c].item() == pytest.approx(reference.coef_[0, 0], rel=0.1)
-        assert found.bias[c].item() == pytest.approx(reference.intercept_[0], rel=0.1, abs=0.05)
+        assert found.bias[c].item() + prior[c].item() == pytest.approx(reference.intercept_[0], rel=0.05)
     assert (found.scale < 0.5).all()
+
+
+def test_a_reference_set_with_many_events_does_not_tell_that_events_are_common() -> None:
+    teaching, cohort, omega = lone_modality("binary", 2000)
+    keep = (cohort.labels[:, 0] > 0) | (torch.arange(2000) % 4 == 0)
+    few, many = cohort, cohort.select(keep.numpy())
+    usual = replace(teaching.calibration, prior=log_odds("binary", few.labels.sum(0).double().numpy(), 2000.0))
+    logits = teaching.logits + usual.prior
+    found = [fit_calibration(Teaching(z, c.present, usual), c, omega, usual) for z, c in ((logits, few), (logits[keep], many))]
+    assert many.labels.mean() > 2 * few.labels.mean()
+    assert found[1].bias.item() == pytest.approx(found[0].bias.item(), abs=0.15)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_any_event_the_calibration_is_finite_and_near_its_start(kind: TaskType) -> None:
+    teaching, cohort, omega = lone_modality(kind, 12)
+    start = replace(teaching.calibration, scale=0.2 * teaching.calibration.scale)
+    found = fit_calibration(teaching, replace(cohort, labels=torch.zeros_like(cohort.labels)), omega, start)
+    assert (found.scale - start.scale).abs().max() < 0.5
+    assert found.bias.abs().max() < 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -16,7 +16,7 @@ from common.config import Config
 from common.data.cohort import Batch
 from common.learning.lessons import Teaching, student_hypergradient
 from common.learning.losses import student_loss
-from common.learning.modality_weights import OmegaAdam, hypergradient, outer_loss, random_patterns
+from common.learning.modality_weights import Evidence, OmegaAdam, hypergradient, outer_loss, random_patterns
 from common.models.ensemble import Calibration
 from common.models.student import Student, StudentOutput
 from common.task import TaskType
@@ -174,3 +174,78 @@ def test_omegas_optimiser_continues_from_its_state() -> None:
     for g in gradients[3:]:
         found = second.step(g)
     assert torch.equal(found, expected)
+
+
+# Where omega starts: calibrated evidence that overlaps.
+
+
+def gaussian_evidence(size: int = 20000, share: float = 0.3) -> tuple[Tensor, Tensor, Tensor]:
+    """Evidence of three specialists, the log-likelihood ratios of Gaussian findings, and the labels.
+
+    The first has a finding of its own; the second and the third share one, and the third adds noise to it.
+    """
+    g = torch.Generator().manual_seed(0)
+    y = (torch.rand(size, generator=g) < share).double()
+    own, shared, noise = torch.randn(3, size, generator=g, dtype=torch.float64)
+    first = 1.2 * (own + 1.2 * (y - 0.5))  # log p(x|1) / p(x|0) of x ~ N(+-0.6, 1)
+    second = 1.5 * (shared + 1.5 * (y - 0.5))
+    third = 0.75 * (shared + noise + 1.5 * (y - 0.5))  # x ~ N(+-0.75, 2)
+    return torch.stack([first, second, third], 1)[:, :, None].float(), y, torch.tensor([share])
+
+
+def test_the_start_counts_each_finding_once_and_ignores_the_echo() -> None:
+    evidence, _, share = gaussian_evidence()
+    found = Evidence.of(evidence, share)
+    assert found is not None
+    w = found.omega(per_output=False).softmax(1)
+    assert w[0, 0].item() == pytest.approx(w[0, 1].item(), rel=0.1)
+    assert w[0, 2].item() < 0.05
+    assert (found.scale(w)[0] * w[0, :2]).tolist() == pytest.approx([1, 1], abs=0.08)
+
+
+def test_the_shift_is_that_of_the_classes() -> None:
+    evidence, y, share = gaussian_evidence()
+    found = Evidence.of(evidence, share)
+    assert found is not None
+    apart = evidence[y == 1, :, 0].mean(0) - evidence[y == 0, :, 0].mean(0)
+    assert found.shift()[0].tolist() == pytest.approx(apart.tolist(), rel=0.06)
+
+
+def test_equal_and_independent_specialists_count_the_same_and_add_up() -> None:
+    evidence, _, _ = gaussian_evidence()
+    three = torch.cat([evidence[:6000, :1], evidence[6000:12000, :1], evidence[12000:18000, :1]], 1)
+    rare = torch.tensor([1e-3])  # each patient's findings are independent here, as they are within one class
+    found = Evidence.of(three, rare)
+    assert found is not None
+    w = found.omega(per_output=False).softmax(1)
+    assert w[0].tolist() == pytest.approx([1 / 3] * 3, abs=0.03)
+    assert found.scale(w).item() == pytest.approx(3, rel=0.08)
+
+
+def test_one_specialist_said_three_times_is_one_specialist() -> None:
+    evidence, _, share = gaussian_evidence(5000)
+    found = Evidence.of(evidence[:, :1].repeat(1, 3, 1), share)
+    assert found is not None
+    assert found.scale(torch.full((1, 3), 1 / 3)).item() == pytest.approx(1, rel=0.06)
+
+
+def test_every_output_has_its_own_start_if_asked() -> None:
+    evidence, _, share = gaussian_evidence(3000)
+    both = torch.cat([evidence, evidence.flip(1)], 2)
+    found = Evidence.of(both, share.repeat(2))
+    assert found is not None
+    omega = found.omega(per_output=True)
+    assert omega.shape == (2, 3)
+    assert torch.allclose(omega[0], omega[1].flip(0), atol=1e-4)
+    assert found.omega(per_output=False).shape == (1, 3)
+    assert found.scale(omega.softmax(1)).shape == (2,)
+
+
+def test_few_patients_say_nothing_and_silent_specialists_do_no_harm() -> None:
+    evidence, _, share = gaussian_evidence(3000)
+    assert Evidence.of(evidence[:29], share) is None
+    found = Evidence.of(evidence * torch.tensor([1.0, 1.0, 0.0])[None, :, None], share)
+    assert found is not None
+    omega = found.omega(per_output=False)
+    assert omega.isfinite().all()
+    assert found.scale(omega.softmax(1)).isfinite().all()
