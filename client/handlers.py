@@ -215,15 +215,17 @@ def _meta_gradients(
 ) -> tuple[Arrays, int]:
     """Returns gradients of omega, s and b on meta visits with several modalities: one alone cannot tell which matters."""
     several = meta.select((meta.present.sum(1) > 1).numpy())
-    if config.weights.estimator == "uniform" or len(several) < max(least, 1) or not len(train):
+    if len(several) < max(least, 1) or not len(train):
         return {}, 0
-    generator = torch.Generator().manual_seed(derive_seed(seed, "meta"))
-    labels = config.refine.labels
-    draws = [
-        student_hypergradient(student, train, several, config, teaching=teaching, generator=generator, labels=labels)[0]
-        for _ in range(META_DRAWS)
-    ]
-    gradients: Arrays = {"omega": torch.stack(draws).mean(0).numpy()}
+    gradients: Arrays = {}
+    if config.weights.estimator != "uniform":
+        generator = torch.Generator().manual_seed(derive_seed(seed, "meta"))
+        labels = config.refine.labels
+        draws = [
+            student_hypergradient(student, train, several, config, teaching=teaching, generator=generator, labels=labels)[0]
+            for _ in range(META_DRAWS)
+        ]
+        gradients["omega"] = torch.stack(draws).mean(0).numpy()
     on_meta = teach_cohort(ensembles, several, calibration)
     if on_meta is not None and config.distill.scale:
         s, b = calibration.scale.clone().requires_grad_(True), calibration.bias.clone().requires_grad_(True)

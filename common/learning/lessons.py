@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,21 +103,11 @@ class Teaching:
         return Evidence.of((self.logits - prior)[self.taught.all(1)], share)
 
 
-def teach_cohort(
-    ensembles: Ensembles | None, cohort: Cohort, calibration: Calibration, modalities: Collection[str] | None = None
-) -> Teaching | None:
-    """Returns the teachers' logits of a model-ready cohort.
-
-    Args:
-        ensembles: The teachers; None for none.
-        cohort: Visits.
-        calibration: Of the consilium.
-        modalities: Modalities whose teachers may teach here; all by default.
-    """
+def teach_cohort(ensembles: Ensembles | None, cohort: Cohort, calibration: Calibration) -> Teaching | None:
+    """Returns the teachers' logits of a model-ready cohort; None without teachers or visits."""
     if ensembles is None or not len(cohort):
         return None
-    allowed = ensembles.modalities() if modalities is None else ensembles.modalities() & set(modalities)
-    has_teacher = torch.tensor([m in allowed for m in cohort.task.modalities])
+    has_teacher = torch.tensor([m in ensembles.modalities() for m in cohort.task.modalities])
     return Teaching(ensembles(cohort.batch()), cohort.present & has_teacher, calibration)
 
 

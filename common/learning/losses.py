@@ -111,8 +111,8 @@ def student_loss(
             unimodal = task_loss(kind, output.unimodal[:, m], batch.labels)
             total = total + labels * config.alpha * output.present[:, m] * unimodal
     if lesson is not None:
-        several = lesson.taught.any(1)
-        total = total + config.gamma * several * distillation_loss(kind, output.fused, lesson.consilium, config.temperature)
+        whole = (lesson.taught == output.present).all(1)  # else the fused head would learn to ignore whom nobody teaches
+        total = total + config.gamma * whole * distillation_loss(kind, output.fused, lesson.consilium, config.temperature)
         for m in range(modalities):
             kd = distillation_loss(kind, output.unimodal[:, m], lesson.unimodal[:, m], config.temperature)
             total = total + config.beta * lesson.taught[:, m] * kd

@@ -46,8 +46,7 @@ def refine(run: Run) -> None:
     if run.reference is not None and len(run.reference):
         updates[REFERENCE] = _at_the_server(run, run.reference, epochs)
     _aggregate(run, updates)
-    if config.weights.estimator != "uniform":
-        _learn_weights(run, replies)
+    _learn_weights(run, replies)
     run.advance("refining", number + 1)
 
 
@@ -74,7 +73,7 @@ def _gate(reply: RefineReply, sent: Arrays, most: int) -> str | None:
     if absent:
         return f"it counts training visits of '{absent[0]}' without the block"
     gradients = {"omega": sent["omega"], "scale": sent["prior"], "bias": sent["prior"]}
-    if set(reply.meta) not in (set(), {"omega"}, set(gradients)) or reply.meta_count < 0:
+    if set(reply.meta) not in (set(), {"omega"}, {"scale", "bias"}, set(gradients)) or reply.meta_count < 0:
         return "its gradients of the modality weights are incomplete"
     meta = fault({"meta": reply.meta}, {"meta": {k: gradients[k] for k in reply.meta}}, {}, 0)
     score = score_fault({"student": reply.validation}) if reply.validation else None
@@ -115,30 +114,31 @@ def _aggregate(run: Run, updates: Mapping[str, tuple[Arrays, dict[str, int]]]) -
 
 def _learn_weights(run: Run, replies: dict[str, RefineReply]) -> None:
     """Averages the sites' gradients of omega, s and b, weighted by meta visits, and takes one step each."""
-    able = {s: r.meta for s, r in replies.items() if r.meta_count and "omega" in r.meta}
-    if not able:
-        return
-    counts = {s: replies[s].meta_count for s in able}
-    mean = weighted_mean({s: {"omega": m["omega"]} for s, m in able.items()}, counts)
-    calibration, _ = consilium_of(run.state.arrays["consilium"])
-    student = run.state.arrays["student"]
-    adam = OmegaAdam(
-        torch.from_numpy(student["omega"].copy()), run.config.weights.rho, tensors(run.state.arrays.get("omega-adam", {}))
-    )
-    omega = adam.step(torch.from_numpy(mean["omega"]))
-    run.state.arrays["omega-adam"] = {k: v.numpy() for k, v in adam.state().items()}
-    both = {s: {k: m[k] for k in ("scale", "bias")} for s, m in able.items() if "scale" in m}
-    reference = run.reference
-    if both and (reference is None or not reference.labelled):
-        step = tensors(weighted_mean(both, {s: counts[s] for s in both}))
+    arrays = run.state.arrays
+    calibration, omega = consilium_of(arrays["consilium"])
+    if gradient := _mean_gradient(replies, "omega") if run.config.weights.estimator != "uniform" else {}:
+        adam = OmegaAdam(omega, run.config.weights.rho, tensors(arrays.get("omega-adam", {})))
+        omega = adam.step(torch.from_numpy(gradient["omega"]))
+        arrays["omega-adam"] = {k: v.numpy() for k, v in adam.state().items()}
+        run.note_weights(run.state.round, omega)
+    fitted = run.reference is not None and run.reference.labelled
+    if not fitted and (gradient := _mean_gradient(replies, "scale", "bias")):
+        step = tensors(gradient)
         calibration = Calibration(
             calibration.scale - CALIBRATION_LR * step["scale"].sign(),
             calibration.bias - CALIBRATION_LR * step["bias"].sign(),
             calibration.prior,
         )
-    run.state.arrays["student"] = {**student, "omega": omega.numpy()}
-    run.state.arrays["consilium"] = consilium_arrays(calibration, omega)
-    run.note_weights(run.state.round, omega)
+    arrays["student"] = {**arrays["student"], "omega": omega.numpy()}
+    arrays["consilium"] = consilium_arrays(calibration, omega)
+
+
+def _mean_gradient(replies: dict[str, RefineReply], *names: str) -> Arrays:
+    """Returns the mean over the sites that sent all of these gradients, weighted by their meta visits; empty if none did."""
+    sent = {s: r for s, r in replies.items() if r.meta_count and all(n in r.meta for n in names)}
+    if not sent:
+        return {}
+    return weighted_mean({s: {n: r.meta[n] for n in names} for s, r in sent.items()}, {s: r.meta_count for s, r in sent.items()})
 
 
 def _choose(run: Run, replies: dict[str, RefineReply]) -> None:

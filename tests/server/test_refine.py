@@ -77,6 +77,16 @@ def test_uniform_weights_do_not_listen_to_gradients(tmp_path: Path) -> None:
     assert not read_arrays(tmp_path / "run" / "student.safetensors")["omega"].any()
 
 
+def test_scale_and_bias_are_learned_with_uniform_weights_too(tmp_path: Path) -> None:
+    sites = three()
+    for site in sites:
+        site.script = in_round("train.refine", 0, changed(meta=lambda m: {k: m[k] for k in ("scale", "bias")}))
+    fakes.perform(tmp_path / "run", sites, fakes.small_config(weights__estimator="uniform"))
+    sent = [site_round.consilium for site_round in sites[0].refined[:2]]
+    np.testing.assert_allclose(sent[1]["scale"] - sent[0]["scale"], -0.05, atol=1e-6)
+    assert not sent[1]["omega"].any()
+
+
 def test_the_student_that_validates_best_is_kept(tmp_path: Path) -> None:
     def losses(values: list[float]) -> list[Site]:
         sites = three()
