@@ -73,7 +73,7 @@ def test_only_hospitals_whose_keys_are_known_make_a_student_over_tls(
     started = time.monotonic()
     run, config = tmp_path / "run", tmp_path / "run.toml"
     # Few rounds: for every message a process starts, and imports torch.
-    short = "teach.rounds=1 distill.epochs=1 weights.estimator=uniform refine.rounds=0"
+    short = "teach.rounds=1 distill.epochs=1 weights.estimator=uniform refine.rounds=0 federation.poll=0.5"
     overrides = f"{short} federation.min_sites={len(HOSPITALS)}"
     config.write_text(f'experiment = "tiny"\noverrides = "{overrides}"\nrun-dir = "{run}"\n', encoding="utf-8")
     said = federation.flwr("run", str(project_root()), "clinic", "--stream", "--run-config", str(config))
