@@ -88,8 +88,8 @@ def enrol(site: Site, config: Config, request: EnrolRequest) -> EnrolReply:
 def hide_small(counts: Mapping[str, int], least: int, *, total: bool = False) -> dict[str, int | None]:
     """Returns counts of which somebody may know the sum, with None for the small ones, 1 to ``least`` - 1.
 
-    A single hidden count is the sum less the others, and two that make up 2 are one each. So the next smallest are hidden with
-    them, until there are two at least that make up ``least`` together. A count of 0 is no secret.
+    A single hidden count is the sum less the others, and k that make up k are one each. So the next smallest are hidden with
+    them, until there are two at least that have ``least`` visits between them beyond one each. A count of 0 is no secret.
 
     Args:
         counts: What is counted -> how often; every visit is in exactly one.
@@ -98,7 +98,7 @@ def hide_small(counts: Mapping[str, int], least: int, *, total: bool = False) ->
     """
     hidden: dict[str, int] = {}
     for name, count in sorted(counts.items(), key=lambda item: (item[1], item[0])):
-        exposed = (hidden or total) and (len(hidden) < 2 or sum(hidden.values()) < least)
+        exposed = (hidden or total) and (len(hidden) < 2 or sum(hidden.values()) < least + len(hidden))
         if count and (count < least or exposed):
             hidden[name] = count
     return {name: None if name in hidden else count for name, count in counts.items()}
@@ -165,7 +165,6 @@ def refine(site: Site, config: Config, request: RefineRequest) -> RefineReply:
         teaching=teaching,
         epochs=site.epochs(request.epochs),
         seed=derive_seed(request.seed, "student"),
-        labels=config.refine.labels,
     )
     counts = {block: n for block, n in block_counts(train).items() if n >= least}
     loss = fit.training[-1] if fit.training and len(train) >= least else None
@@ -215,14 +214,13 @@ def _meta_gradients(
 ) -> tuple[Arrays, int]:
     """Returns gradients of omega, s and b on meta visits with several modalities: one alone cannot tell which matters."""
     several = meta.select((meta.present.sum(1) > 1).numpy())
-    if len(several) < max(least, 1) or not len(train):
+    if min(len(several), len(train)) < max(least, 1):
         return {}, 0
     gradients: Arrays = {}
     if config.weights.estimator != "uniform":
         generator = torch.Generator().manual_seed(derive_seed(seed, "meta"))
-        labels = config.refine.labels
         draws = [
-            student_hypergradient(student, train, several, config, teaching=teaching, generator=generator, labels=labels)[0]
+            student_hypergradient(student, train, several, config, teaching=teaching, generator=generator)[0]
             for _ in range(META_DRAWS)
         ]
         gradients["omega"] = torch.stack(draws).mean(0).numpy()

@@ -100,6 +100,7 @@ class DistillConfig:
         epochs: Epochs on the reference set.
         training: Optimiser.
         temperature: T of the logit distillation.
+        labels: Weight of the task losses where teachers teach, in refine too: they have used the same labels already.
         alpha: Weight of every unimodal head's task loss.
         beta: Weight of every unimodal head's distillation.
         gamma: Weight of the fused head's distillation from the consilium.
@@ -113,6 +114,7 @@ class DistillConfig:
     epochs: int = Field(default=30, ge=0)
     training: Training = field(default_factory=Training)
     temperature: float = Field(default=2.0, gt=0)
+    labels: float = Field(default=0.1, ge=0)
     alpha: float = Field(default=1.0, ge=0)
     beta: float = Field(default=1.0, ge=0)
     gamma: float = Field(default=1.0, ge=0)
@@ -154,13 +156,11 @@ class RefineConfig:
         rounds: Rounds at the sites; 0 leaves the phase out.
         epochs: Local epochs per round.
         training: Optimiser.
-        labels: Weight of the terms that need labels at the sites, whose labels the teachers have used already.
     """
 
     rounds: int = Field(default=5, ge=0)
     epochs: int = Field(default=1, ge=1)
     training: Training = field(default_factory=Training)
-    labels: float = Field(default=1.0, ge=0)
 
 
 @dataclass(frozen=True, config=STRICT)

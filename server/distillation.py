@@ -18,7 +18,6 @@ from common.learning.lessons import Teaching, fit_calibration, student_hypergrad
 from common.learning.loop import Fit, derive_seed
 from common.learning.modality_weights import Evidence, OmegaAdam
 from common.models.ensemble import Calibration, Ensembles, initial_calibration
-from common.models.fusion import Late
 from common.models.student import Student
 
 FOLDS = 5
@@ -73,12 +72,13 @@ def distil(
     lookahead = config.weights.estimator == "lookahead"
     if lookahead and config.weights.start == "evidence" and evidence is not None:
         student.omega.copy_(evidence.omega(per_output=config.weights.per_output))
+    progress(0, student.omega)
     calibration = calibrated(config, reference, teaching, evidence, student.omega, calibration)
-    if isinstance(student.fusion, Late):
-        student.fusion.start_at(calibration.scale, calibration.bias)
     if lookahead and reference.labelled:
         adam = learn_weights(config, student, reference, unseeing, calibration, progress)
         calibration = calibrated(config, reference, teaching, evidence, student.omega, calibration)
+    if config.distill.gamma:  # who does not learn from the consilium does not start from it either
+        student.fusion.start_at(calibration.scale, calibration.bias)
     train, validation = training_part(config, reference), reference.part("validation")
     fit = train_student(
         student,
@@ -145,7 +145,7 @@ def learn_weights(
         omega = adam.step(torch.stack(gradients).mean(0))
         for each in (student, *shadows):
             each.omega.copy_(omega)
-        progress(step, omega)
+        progress(step + 1, omega)
     return adam.state()
 
 

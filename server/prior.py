@@ -10,7 +10,7 @@ from common.data.manifest import Limits
 from common.task import TaskType
 
 LIMIT = Limits().min_count  # the usual one: a site does not tell its own
-STEPS = 100
+STEPS = 50
 Float = NDArray[np.float64]
 
 
@@ -19,14 +19,15 @@ def estimated_counts(task_type: TaskType, told: Float, visits: NDArray[np.int64]
 
     Where an outcome is rare, most of what is told are zeros and what is hidden are the events: to leave those sites out, or to
     give them the share of the others, would make it rarer still. So a hidden count is what it is on average, given that it is
-    hidden and the share of the outcome over all places, which is estimated with it (expectation-maximisation):
+    hidden and the share of the outcome over all places, which is estimated with it:
 
-    * binary and multi-label: of n visits either the events or the others are 1 to ``LIMIT - 1``; of at most ``LIMIT`` visits,
-      whose number is hidden as well, any may be;
+    * binary and multi-label: few visits, 1 to ``LIMIT - 1``, are on the outcome's rarer side, whichever that is among the told
+      counts; an outcome that nobody tells is taken to be rare. Of fewer than ``2 LIMIT`` visits either side may be the small
+      one, and of at most ``LIMIT``, whose number is hidden as well, any number may have it;
     * multi-class: what the told classes leave of the visits belongs to the hidden ones, in proportion to their shares.
 
-    What bias remains: where sites set a higher limit than ``LIMIT``, a rare outcome comes out too rare at large sites and too
-    frequent at sites of fewer visits than their limit. What nobody tells is found between even odds and the truth.
+    What bias remains: a site with a higher limit than ``LIMIT``, or whose patients are of the other kind than the other sites',
+    is taken for one with few events (or few others).
 
     Args:
         task_type: Type of the task.
@@ -35,6 +36,9 @@ def estimated_counts(task_type: TaskType, told: Float, visits: NDArray[np.int64]
     """
     hidden, known = np.isnan(told), np.nan_to_num(told)
     share = (known.sum(0) + 0.5) / ((~hidden * visits[:, None]).sum(0) + 1)
+    flipped = (share > 0.5) & (task_type != "multiclass") & ~hidden.all(0)
+    known = np.where(flipped & ~hidden, visits[:, None] - known, known)
+    share = np.where(flipped, 1 - share, share)
     counts = known
     for _ in range(STEPS):
         if task_type == "multiclass":
@@ -42,19 +46,17 @@ def estimated_counts(task_type: TaskType, told: Float, visits: NDArray[np.int64]
             rest = visits - known.sum(1)
             expected = rest[:, None] * weight / np.maximum(weight.sum(1, keepdims=True), np.finfo(float).tiny)
         else:
-            expected = _expected_events(visits, share)
+            expected = _expected_few(visits, share)
         counts = np.where(hidden, expected, known)
         share = (counts.sum(0) + 0.5) / (visits.sum() + 1)
-    return np.asarray(counts.sum(0))
+    return np.asarray(np.where(flipped, visits.sum() - counts.sum(0), counts.sum(0)))
 
 
-def _expected_events(visits: NDArray[np.int64], share: Float) -> Float:
-    """Returns the expectation of a hidden number of events, [S, C], for every place's visits [S] and output's share [C]."""
-    n, few = visits[:, None, None], np.arange(LIMIT)
-    many = n - few
-    events = np.concatenate([np.broadcast_to(few, many.shape), many], axis=-1)
-    small = (few > 0) | (n <= LIMIT)
-    possible = np.concatenate([small & (few <= n), small & (many >= LIMIT)], axis=-1)  # no number twice
-    log = np.where(possible, binom.logpmf(events, n, share[:, None]), -np.inf)
+def _expected_few(visits: NDArray[np.int64], share: Float) -> Float:
+    """Returns the expectation of a hidden small number, [S, C], for every place's visits [S] and output's share [C]."""
+    n, few = visits[:, None, None], np.arange(2 * LIMIT)
+    either = (few > 0) & ((few < LIMIT) | ((n < 2 * LIMIT) & (few < n)))
+    possible = np.where(n <= LIMIT, few <= n, either)
+    log = np.where(possible, binom.logpmf(few, n, share[:, None]), -np.inf)
     weight = np.exp(log - log.max(-1, keepdims=True))
-    return np.asarray((events * weight).sum(-1) / weight.sum(-1))
+    return np.asarray((few * weight).sum(-1) / weight.sum(-1))

@@ -33,7 +33,7 @@ from simulations.workers import RUN_FOLDER, Job, Work
 RUNS: dict[str, tuple[str, ...]] = {
     "student": (),
     "student-uniform": ("weights=uniform",),
-    "student-no-kd": ("distill.beta=0", "distill.gamma=0", "distill.delta=0", "refine.labels=1"),
+    "student-no-kd": ("distill.beta=0", "distill.gamma=0", "distill.delta=0", "distill.labels=1", "weights.start=uniform"),
     "teachers": ("distill.epochs=0", "refine.rounds=0"),
 }
 """Methods that are a run of the five phases -> overrides. Without teachers the labels must do all the work, at the sites too."""
@@ -142,14 +142,12 @@ def _begin_behind_teaching(work: Work, job: Job, config: Config) -> bool:
     state.best.pop("student", None)
     state.curves = [c for c in state.curves if c["phase"] == "teaching"]
     state.weights, state.evaluation, state.withheld = [], [], {}
-    # Every request names its run and carries the configuration, which are longer or shorter than those of the other cell.
-    more = (config.teach.rounds + 1) * (_size(run_dir, config) - _size(source, theirs))
-    taught = {site: phases["teach"] for site, phases in state.traffic.items() if "teach" in phases}
-    state.traffic = {site: {"teach": [sent + more, received]} for site, (sent, received) in taught.items()}
+    state.traffic = {site: {"teach": phases["teach"]} for site, phases in state.traffic.items() if "teach" in phases}
     run_dir.mkdir()
     shutil.copy(source / "environment.json", run_dir)
     write_json(run_dir / CONFIG_FILE, to_json(config))
-    Record(run_dir).event("taught", by=other.name)
+    earlier = Record(source).events("taught")
+    Record(run_dir).event("taught", by=earlier[0]["by"] if earlier else other.name)
     checkpoint.save(run_dir, state)
     return True
 
@@ -158,11 +156,6 @@ def _up_to_teaching(config: Config) -> Config:
     """Returns a configuration without what matters only after the teach phase."""
     distill = DistillConfig(reference=config.distill.reference)
     return replace(config, distill=distill, weights=WeightsConfig(), refine=RefineConfig())
-
-
-def _size(run_dir: Path, config: Config) -> int:
-    """Returns the bytes of a run's name and configuration in a message."""
-    return len(f"{run_dir.parent.name}-{run_dir.name}") + len(json.dumps(to_json(config)))
 
 
 def collect_predictions(sites: Path, run: str) -> pd.DataFrame:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
+from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
@@ -19,7 +22,7 @@ from simulations import bench
 from simulations.benchmarks.base import benchmarks, get
 from simulations.figures import NAMES
 
-PLAIN_WIDTH = 150
+PLAIN_WIDTH = 180
 app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, add_completion=False, help=__doc__)
 Name = Annotated[str, typer.Argument(help="Benchmark; see 'list'.")]
 
@@ -113,12 +116,14 @@ def _methods(results: Results, pooled: list[Row], metrics: list[str]) -> Table:
     """Returns the table of methods on every test visit with what it has; unimodal teachers on the visits that they can read."""
     generated = ", GENERATED DATA" if results.data == "generated" else ""
     table = Table(title="Mean ± sd over seeds [95 % interval, patients resampled]", title_justify="left")
-    for head in ("method", "pattern"):
-        table.add_column(head, no_wrap=True)
-    for head in ("n", *(NAMES.get(m, m) for m in metrics), "parameters", "bytes per site"):
-        table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("evidence")
-    shown = [r for r in pooled if r.published or r.pattern == "all" or r.method.startswith("teacher:")]
+    table.add_column("method", overflow="fold", min_width=15)
+    table.add_column("pattern", overflow="fold")
+    table.add_column("n", justify="right", no_wrap=True)
+    for head in (*(NAMES.get(m, m) for m in metrics), "parameters", "per site"):
+        table.add_column(head, justify="right", overflow="fold")
+    table.add_column("evidence", overflow="fold")
+    lone = _lone_teachers(r.method for r in pooled)
+    shown = [r for r in pooled if r.method not in lone and (r.published or r.pattern == "all" or r.method.startswith("teacher:"))]
     for method, pattern, published in dict.fromkeys((r.method, r.pattern, r.published) for r in shown):
         rows = {r.metric: r for r in shown if (r.method, r.pattern, r.published) == (method, pattern, published)}
         first = next(iter(rows.values()))
@@ -128,19 +133,27 @@ def _methods(results: Results, pooled: list[Row], metrics: list[str]) -> Table:
             _count(first.n),
             *(_figure(rows.get(m)) for m in metrics),
             _count(first.parameters),
-            _count(first.bytes_per_site),
+            "-" if first.bytes_per_site is None else decimal(round(first.bytes_per_site)),
             escape(published or f"this run{generated}"),
         )
     return table
 
 
+def _lone_teachers(methods: Iterable[str]) -> set[str]:
+    """Returns the teachers that are all of their modality's ensemble: a line of their own would only repeat it."""
+    teachers = sorted({m for m in methods if m.startswith("teacher:") and "/" in m})
+    number = Counter(m.split("/")[0] for m in teachers)
+    return {m for m in teachers if number[m.split("/")[0]] == 1}
+
+
 def _comparisons(comparisons: list[Comparison]) -> Table:
     table = Table(title="Paired differences on the same patients [95 % interval]", title_justify="left")
     for head in ("method", "against", "pattern", "metric"):
-        table.add_column(head, no_wrap=True)
-    table.add_column("difference", justify="right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
-    for c in comparisons:
+        table.add_column(head, overflow="fold")
+    table.add_column("difference", justify="right", overflow="fold")
+    table.add_column("verdict", overflow="fold")
+    lone = _lone_teachers(c.b for c in comparisons)
+    for c in (c for c in comparisons if c.b not in lone):
         bounds = Interval(c.difference, *c.ci95)
         difference = f"{c.difference:+.3f} \\[{bounds.low:+.3f}, {bounds.high:+.3f}]"
         table.add_row(c.a, c.b, c.pattern, NAMES.get(c.metric, c.metric), difference, bounds.verdict)

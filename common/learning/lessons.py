@@ -121,7 +121,6 @@ def train_student(
     epochs: int,
     seed: int,
     validation: Cohort | None = None,
-    labels: float = 1.0,
 ) -> Fit:
     """Trains a student in place with L, with patterns drawn per patient and omega as it is.
 
@@ -134,7 +133,6 @@ def train_student(
         epochs: Most epochs.
         seed: Of this place and round.
         validation: If given, the best validated epoch is kept.
-        labels: Weight of the terms that need labels.
     """
     whole = train.batch()
 
@@ -142,7 +140,7 @@ def train_student(
         batch = train.batch(index).masked(random_patterns(whole.present[index], config.distill.dropout, generator))
         lesson = teaching.lesson(index, batch.present, student.omega) if teaching else None
         return student_loss(
-            config.task.type, student(batch), batch, lesson, student.omega, config.distill, labels=labels * train.labelled
+            config.task.type, student(batch), batch, lesson, student.omega, config.distill, labelled=train.labelled
         )
 
     validate = (lambda: student_validation_loss(student, validation)) if validation is not None and len(validation) else None
@@ -169,7 +167,6 @@ def student_hypergradient(
     *,
     teaching: Teaching | None,
     generator: torch.Generator,
-    labels: float = 1.0,
 ) -> tuple[Tensor, float]:
     """Returns the hypergradient of omega [C or 1, M] and the outer loss, on one drawn batch of each cohort.
 
@@ -182,7 +179,7 @@ def student_hypergradient(
 
     def inner(output: StudentOutput, omega: Tensor) -> Tensor:
         lesson = teaching.lesson(index, inner_batch.present, omega) if teaching else None
-        return student_loss(config.task.type, output, inner_batch, lesson, omega, config.distill, labels=labels * train.labelled)
+        return student_loss(config.task.type, output, inner_batch, lesson, omega, config.distill, labelled=train.labelled)
 
     student.eval()
     return hypergradient(student, inner, inner_batch, meta_batch, config.weights.eta)

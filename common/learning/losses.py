@@ -90,7 +90,7 @@ def student_loss(
     omega: Tensor,
     config: DistillConfig,
     *,
-    labels: float = 1.0,
+    labelled: bool = True,
 ) -> Tensor:
     """Returns L, a scalar: the mean over the batch of every term whose modality is present.
 
@@ -101,19 +101,25 @@ def student_loss(
         lesson: What the teachers say; None leaves the distillation out.
         omega: [C or 1, M]; feature terms use the mean row.
         config: Weights of the terms.
-        labels: Weight of the terms that need labels; 0 where they are not known.
+        labelled: Whether the labels are known. Where a teacher teaches, who has used them already, they weigh ``config.labels``.
     """
-    modalities = output.unimodal.shape[1]
+    none = torch.zeros_like(output.present)
+    taught = none if lesson is None else lesson.taught
+    whole = (taught == output.present).all(1)  # else the fused head would learn to ignore whom nobody teaches
     total = config.delta * pairwise_loss(output.features, output.present, omega.mean(0), config.tau)
-    if labels:
-        total = total + labels * task_loss(kind, output.fused, batch.labels)
-        for m in range(modalities):
-            unimodal = task_loss(kind, output.unimodal[:, m], batch.labels)
-            total = total + labels * config.alpha * output.present[:, m] * unimodal
+    if labelled:
+        total = total + _weight(whole, config.labels) * task_loss(kind, output.fused, batch.labels)
     if lesson is not None:
-        whole = (lesson.taught == output.present).all(1)  # else the fused head would learn to ignore whom nobody teaches
         total = total + config.gamma * whole * distillation_loss(kind, output.fused, lesson.consilium, config.temperature)
-        for m in range(modalities):
+    for m in range(output.unimodal.shape[1]):
+        if labelled:
+            weight = config.alpha * output.present[:, m] * _weight(taught[:, m], config.labels)
+            total = total + weight * task_loss(kind, output.unimodal[:, m], batch.labels)
+        if lesson is not None:
             kd = distillation_loss(kind, output.unimodal[:, m], lesson.unimodal[:, m], config.temperature)
-            total = total + config.beta * lesson.taught[:, m] * kd
+            total = total + config.beta * taught[:, m] * kd
     return total.mean()
+
+
+def _weight(taught: Tensor, labels: float) -> Tensor:
+    return torch.where(taught, labels, 1.0)

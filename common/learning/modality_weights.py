@@ -78,15 +78,15 @@ class Evidence:
         return (log - log.mean(1, keepdim=True)).float()
 
     def scale(self, weights: Tensor) -> Tensor:
-        """Returns the best s [C] of a weighted sum.
+        """Returns the best s [C] of a weighted sum, at most what independent specialists deserve.
 
         Args:
             weights: w, [C or 1, M].
         """
-        w = weights.double().expand(len(self.covariance), -1)
-        apart = (w * self.shift()).sum(1)
-        total = torch.einsum("cm,cmn,cn->c", w, self.covariance, w)
-        return (apart / (total - self.spread * apart**2).clamp(min=1e-6 * total)).float()
+        w, shift = weights.double().expand(len(self.covariance), -1), self.shift()
+        apart = (w * shift).sum(1)
+        within = torch.einsum("cm,cmn,cn->c", w, self.covariance, w) - self.spread * apart**2
+        return (apart / torch.maximum(within, (w**2 * shift).sum(1))).float()
 
 
 def random_patterns(present: Tensor, share: float, generator: torch.Generator) -> Tensor:

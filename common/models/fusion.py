@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from common.models.registry import fusion
+from common.models.registry import Fusion, fusion
 from common.task import TaskType
 
 
@@ -26,7 +26,7 @@ def renormalised(weights: Tensor, present: Tensor) -> Tensor:
 
 
 @fusion("joint")
-class Joint(nn.Module):
+class Joint(Fusion):
     """Concatenation and a multi-layer perceptron (MIND's joint fusion).
 
     The slot of a missing modality holds the weighted mean of the present features (MetaKD: the plain mean).
@@ -48,7 +48,7 @@ class Joint(nn.Module):
 
 
 @fusion("weighted")
-class Weighted(nn.Module):
+class Weighted(Fusion):
     """A head on the weighted sum of the present features."""
 
     def __init__(self, modalities: int, width: int, outputs: int, dropout: float) -> None:
@@ -63,7 +63,7 @@ class Weighted(nn.Module):
 
 
 @fusion("late")
-class Late(nn.Module):
+class Late(Fusion):
     """b + s sum_m w_m (h_m - prior) over the present modalities: evidence adds up; only s and b are added."""
 
     def __init__(self, modalities: int, width: int, outputs: int, dropout: float) -> None:
@@ -74,7 +74,7 @@ class Late(nn.Module):
 
     @torch.no_grad()
     def start_at(self, scale: Tensor, bias: Tensor) -> None:
-        """Starts from the consilium's s and b, both [C]."""
+        """Starts from the consilium's s and b."""
         self.scale.copy_(scale)
         self.bias.copy_(bias)
 

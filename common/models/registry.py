@@ -25,9 +25,17 @@ class Encoder(nn.Module):
         raise TypeError(f"{type(self).__name__} is no encoder: it lacks forward().")
 
 
+class Fusion(nn.Module):
+    """Makes fused logits of features and unimodal logits (shapes: ``common.models.fusion``)."""
+
+    def start_at(self, scale: Tensor, bias: Tensor) -> None:
+        """Starts from the consilium's s and b, both [C], if it has such parameters."""
+
+
 EncoderClass = Callable[[Modality, int, float], Encoder]
 _ENCODERS: dict[tuple[str, str], EncoderClass] = {}
-_FUSIONS: dict[str, type[nn.Module]] = {}
+FusionClass = Callable[[int, int, int, float], Fusion]
+_FUSIONS: dict[str, FusionClass] = {}
 
 
 def encoder(kind: str, *names: str) -> Callable[[type[Encoder]], type[Encoder]]:
@@ -41,10 +49,10 @@ def encoder(kind: str, *names: str) -> Callable[[type[Encoder]], type[Encoder]]:
     return register
 
 
-def fusion(name: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
+def fusion(name: str) -> Callable[[type[Fusion]], type[Fusion]]:
     """Registers a fusion class, built as ``cls(modalities, width, outputs, dropout)``."""
 
-    def register(cls: type[nn.Module]) -> type[nn.Module]:
+    def register(cls: type[Fusion]) -> type[Fusion]:
         _FUSIONS[name] = cls
         return cls
 
@@ -79,7 +87,7 @@ def build_encoder(modality: Modality, architecture: str, width: int, dropout: fl
     return _ENCODERS[modality.kind, architecture](modality, width, dropout)
 
 
-def build_fusion(name: str, modalities: int, width: int, outputs: int, dropout: float) -> nn.Module:
+def build_fusion(name: str, modalities: int, width: int, outputs: int, dropout: float) -> Fusion:
     """Returns a new fusion; initialised from torch's global generator."""
     _discover()
     return _FUSIONS[name](modalities, width, outputs, dropout)

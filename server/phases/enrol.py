@@ -70,6 +70,8 @@ def _introduce(run: Run, nodes: Iterable[int]) -> dict[str, EnrolReply]:
     for node, reply in sorted(answers.items(), key=lambda item: (item[1].site, item[0])):
         site = reply.site
         reason = "two nodes enrolled under this name; the second is left out" if site in seated else _changed(run, reply)
+        if site in seated:
+            del council.nodes[node]  # asked again: the first may be an old connection of the same site that has not expired yet
         if reason:
             run.record.event("left-out", site=site, reason=reason)
             if site not in council.nodes:

@@ -180,19 +180,20 @@ def test_the_students_loss_is_the_sum_of_the_terms_whose_modality_is_present(kin
     c = len(OUTPUTS[kind])
     lesson = Lesson(torch.randn(4, 2, c, generator=generator), taught, torch.randn(4, c, generator=generator))
     omega = torch.tensor([[0.4, -0.4]])
-    config = DistillConfig(alpha=0.7, beta=0.3, gamma=1.3, delta=0.2, temperature=T, tau=0.5)
+    config = DistillConfig(labels=0.6, alpha=0.7, beta=0.3, gamma=1.3, delta=0.2, temperature=T, tau=0.5)
     expected = 0.0
     for b in range(4):
         one = slice(b, b + 1)
-        expected += 0.6 * task_loss(kind, output.fused[one], labels[one]).item()
-        expected += 0.2 * pairwise_loss(output.features[one], present[one], omega[0], 0.5).item()
         whole = torch.equal(taught[b], present[b])
+        expected += (0.6 if whole else 1) * task_loss(kind, output.fused[one], labels[one]).item()
+        expected += 0.2 * pairwise_loss(output.features[one], present[one], omega[0], 0.5).item()
         expected += 1.3 * whole * distillation_loss(kind, output.fused[one], lesson.consilium[one], T).item()
         for m in range(2):
-            expected += 0.6 * 0.7 * present[b, m].item() * task_loss(kind, output.unimodal[one, m], labels[one]).item()
+            weight = 0.6 if taught[b, m] else 1
+            expected += weight * 0.7 * present[b, m].item() * task_loss(kind, output.unimodal[one, m], labels[one]).item()
             said, heard = output.unimodal[one, m], lesson.unimodal[one, m]
             expected += 0.3 * taught[b, m].item() * distillation_loss(kind, said, heard, T).item()
-    assert student_loss(kind, output, batch, lesson, omega, config, labels=0.6).item() == pytest.approx(expected / 4, rel=1e-5)
+    assert student_loss(kind, output, batch, lesson, omega, config).item() == pytest.approx(expected / 4, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -201,8 +202,8 @@ def test_without_labels_only_the_teachers_speak_and_without_teachers_only_the_la
     output, labels = student_says(kind, present), draw_labels(kind, 4)
     batch = Batch({}, present, labels if kind == "multiclass" else labels.float())
     lesson = Lesson(output.unimodal.clone(), present, output.fused.clone())
-    config, omega = DistillConfig(delta=0.0), torch.zeros(1, 2)
-    assert student_loss(kind, output, batch, lesson, omega, config, labels=0.0).item() == pytest.approx(0, abs=1e-6)
+    config, omega = DistillConfig(delta=0.0, labels=1.0), torch.zeros(1, 2)
+    assert student_loss(kind, output, batch, lesson, omega, config, labelled=False).item() == pytest.approx(0, abs=1e-6)
     labels_alone = student_loss(kind, output, batch, None, omega, config)
     assert labels_alone.item() == pytest.approx(student_loss(kind, output, batch, lesson, omega, config).item(), abs=1e-5)
     assert labels_alone.item() > 0.1

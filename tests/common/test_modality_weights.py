@@ -229,6 +229,14 @@ def test_one_specialist_said_three_times_is_one_specialist() -> None:
     assert found.scale(torch.full((1, 3), 1 / 3)).item() == pytest.approx(1, rel=0.06)
 
 
+@pytest.mark.parametrize("times", [1, 2, 4])
+def test_specialists_who_are_too_sure_are_not_scaled_up(times: int) -> None:
+    evidence, _, share = gaussian_evidence()
+    found = Evidence.of(times * evidence, share)
+    assert found is not None
+    assert found.scale(torch.full((1, 3), 1 / 3)).item() <= 3 + 1e-5  # the sum of their evidence as it stands
+
+
 def test_every_output_has_its_own_start_if_asked() -> None:
     evidence, _, share = gaussian_evidence(3000)
     both = torch.cat([evidence, evidence.flip(1)], 2)

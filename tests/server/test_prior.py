@@ -39,6 +39,7 @@ def test_what_is_told_is_taken_as_it_is(sites: list[tuple[int, int]]) -> None:
 def test_a_hidden_count_is_what_it_is_on_average_among_the_hidden(visits: int) -> None:
     y = np.arange(visits + 1)
     hidden = np.isnan(tell(y, np.full(len(y), visits))[0][:, 0]) | (visits <= LIMIT)  # how many visits is hidden as well
+    hidden &= (y < LIMIT) | (visits < 2 * LIMIT)
     weight = binom.pmf(y, visits, 0.2) * hidden
     found = estimated_counts("binary", np.array([[2e7], [np.nan]]), np.array([10**8, visits]))[0] - 2e7
     assert found == pytest.approx((y * weight).sum() / weight.sum(), abs=1e-3)
@@ -66,12 +67,28 @@ def test_of_several_classes_the_hidden_ones_share_what_the_others_leave() -> Non
     assert counts[1] == pytest.approx(12 + 3 + 2.5)  # of the last five half: 15 : 15
 
 
-def test_what_nobody_tells_is_even_odds_and_said_in_the_record(tmp_path: Path, clock: Clock) -> None:
+@pytest.mark.parametrize("size", [20, 40, 60, 80, 200])
+def test_what_nobody_tells_is_rare_whatever_the_size_of_the_sites(size: int) -> None:
+    silent = np.full((3, 1), np.nan)
+    events = estimated_counts("binary", silent, np.full(3, size))[0]
+    assert 3 <= events <= 3 * (LIMIT - 1)
+
+
+@pytest.mark.parametrize(("told", "side"), [(5.0, False), (200.0, True)])
+def test_one_site_that_tells_little_does_not_turn_the_others_over(told: float, side: bool) -> None:
+    others = np.full((8, 1), np.nan)
+    visits = np.array([*[200] * 8, 10 if told < 10 else 210])
+    events = estimated_counts("binary", np.vstack([others, [[told]]]), visits)[0]
+    assert (events > visits.sum() / 2) == side
+    assert min(events, visits.sum() - events) <= 8 * (LIMIT - 1) + 10
+
+
+def test_what_nobody_tells_is_said_in_the_record(tmp_path: Path, clock: Clock) -> None:
     hides = fakes.in_round("query.enrol", 0, fakes.changed(labels={"event": None}))
     fakes.perform(tmp_path / "all", [Site("ash", script=hides), Site("birch", script=hides)])
     (event,) = Record(tmp_path / "all").events("guessed")
     assert event["outputs"] == ["event"]
-    assert checkpoint.load(tmp_path / "all").prior == pytest.approx([0.0])
+    assert odds(2, 80) - 0.1 < checkpoint.load(tmp_path / "all").prior[0] < odds(8, 80)
     fakes.perform(tmp_path / "one", [Site("ash"), Site("birch", script=hides)])
     assert Record(tmp_path / "one").events("guessed") == []
     told, both = np.log(12.5 / 28.5), np.log((12 + 4 + 0.5) / (80 - 16 + 0.5))

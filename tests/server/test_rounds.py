@@ -124,7 +124,6 @@ def test_a_site_that_is_gone_when_a_run_is_resumed_is_offline(tmp_path: Path) ->
         (Site("cedar"), None),
         (Site("cedar", checksum="07e2"), "its files are not those that it enrolled with. Restore them, with their times"),
         (Site("dogwood"), "it did not enrol when the run started. It can take part in a new run"),
-        (Site("ash"), "two nodes enrolled under this name; the second is left out"),
     ],
 )
 def test_a_site_that_is_back_as_another_node_is_taken_back_if_its_patients_are_the_same(
@@ -147,6 +146,22 @@ def test_a_site_that_is_back_as_another_node_is_taken_back_if_its_patients_are_t
         ((site, why),) = told
         assert (site, why.startswith(reason)) == (back.name, True)
     assert [site for site, kind in grid.pushed if kind == "query.enrol"].count(back.name) == 1 + (back.name != "dogwood")
+
+
+def test_a_site_whose_old_connection_expires_late_is_taken_back_too(tmp_path: Path) -> None:
+    def both_come_back(message: Message, reply: WireMessage) -> None:
+        grid.offline.add(2)  # birch's old node is gone, cedar's is still listed
+        grid.sites[4], grid.sites[5] = Site("birch"), Site("cedar", script=in_round)
+
+    def in_round(message: Message, reply: WireMessage) -> WireMessage:
+        if message.metadata.message_type == "query.enrol":
+            grid.offline.add(3)
+        return reply
+
+    grid = ScriptedGrid([Site("ash"), Site("birch"), Site("cedar", script=fakes.in_round("train.teach", 0, both_come_back))])
+    fakes.play(open_run(grid, tmp_path / "run", small_config()))
+    assert {e["site"] for e in Record(tmp_path / "run").events("returned")} == {"birch", "cedar"}
+    assert {r["site"] for r in checkpoint.load(tmp_path / "run").evaluation} == {"ash", "birch", "cedar"}
 
 
 def test_nobody_new_is_asked_while_every_site_is_there(tmp_path: Path) -> None:
