@@ -13,13 +13,14 @@ from simulations.datasets import eicu
 METHODS = ("student", "teachers", "student-uniform", "student-no-kd", "fedavg", "local", "central", "central-full")
 LATE_FUSION = "late fusion of three logistic regressions"
 APACHE = "APACHE IVa, the score in clinical use"
-CENTRAL = ("distill.epochs=5",)
+CENTRAL = ("model.dropout=0.1", "distill.epochs=5")
 TUNED = {
     "central": CENTRAL,
     "central-full": CENTRAL,
-    "fedavg": ("refine.rounds=30", "refine.epochs=1", "refine.training.lr=0.002"),
+    "fedavg": ("model.dropout=0.1", "refine.rounds=30", "refine.epochs=1", "refine.training.lr=0.002"),
+    "local": ("model.dropout=0.1",),
 }
-"""Chosen on inner folds, as the student's settings were: docs/looks.md."""
+"""Chosen for each on inner folds: docs/looks.md."""
 
 ROLES = {"train": "train", "reference": "reference", "evaluate": "test"}
 
