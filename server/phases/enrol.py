@@ -137,8 +137,9 @@ def _gate(task: Task, reply: EnrolReply) -> str | None:
     if any(n is not None and n < 0 for n in counts):
         return "it counts fewer than zero visits"
     labels = [n or 0 for n in reply.labels.values()]
-    if (sum(labels) if task.type == "multiclass" else max(labels, default=0)) > reply.splits.get("train", 0):
-        return "it counts more visits with a label than training visits"
+    most = [sum(labels)] if task.type == "multiclass" else labels
+    if max([0, *most, *(n or 0 for n in reply.modalities.values())]) > reply.splits.get("train", 0):
+        return "it counts more visits with a label or a modality than training visits"
     if reply.role != "train":
         return None if reply.role == "evaluate" else f"its role '{reply.role[:20]}' is neither 'train' nor 'evaluate'"
     for what, told, known in (

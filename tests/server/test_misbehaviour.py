@@ -92,7 +92,11 @@ EVALUATE: dict[str, tuple[Script, str]] = {
 ENROL: dict[str, tuple[Script, str]] = {
     "name": (changed(site="../ash"), "no plain name"),
     "role": (changed(role="admin"), "neither 'train' nor 'evaluate'"),
-    "more labels than visits": (changed(labels={"event": 41}), "more visits with a label than training visits"),
+    "more of a modality than visits": (
+        changed(modalities={"labs": 41, "signs": 40}),
+        "a label or a modality than training visits",
+    ),
+    "more labels than visits": (changed(labels={"event": 41}), "more visits with a label or a modality than training visits"),
     "NaN": (changed(moments=first(nan)), "holds NaN or infinity"),
     "wrong shape": (changed(moments=first(lambda a: a[:2])), r"float64 \(2,\), float64 \(3,\) was sent"),
     "negative variance": (
