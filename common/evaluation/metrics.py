@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchmetrics.functional.classification import binary_accuracy, binary_auroc, binary_average_precision, binary_f1_score
 
 from common.task import TaskType
 
@@ -40,6 +39,9 @@ def metrics(task_type: TaskType, scores: NDArray[Any], labels: NDArray[Any]) -> 
     Raises:
         ValueError: If shapes differ, a score is no probability or a label is neither 0 nor 1.
     """
+    # here: a deployed site starts a process per message, and only one of its messages evaluates
+    from torchmetrics.functional.classification import binary_accuracy, binary_auroc, binary_average_precision, binary_f1_score
+
     p, y = as_matrices(task_type, scores, labels)
     if not len(p):
         return {}

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 from torch.func import functional_call
 
@@ -53,6 +52,8 @@ class Evidence:
             evidence: z_m - prior of patients with every modality, [N, M, C].
             share: p of every output, [C].
         """
+        from sklearn.covariance import ledoit_wolf  # here: sites, who start a process per message, have no use for it
+
         if len(evidence) < LEAST_COMPLETE:
             return None
         found = []

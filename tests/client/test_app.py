@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -147,3 +149,9 @@ def test_foreign_parameters_are_refused_without_touching_the_site(folder: Path, 
 def test_no_message_can_name_a_file(server: Server) -> None:
     fields = {name for kind in KINDS for name in vars(getattr(server, kind)())}
     assert not {n for n in fields if any(word in n for word in ("path", "file", "folder", "manifest"))}
+
+
+def test_a_message_does_not_wait_for_libraries_that_few_messages_need() -> None:
+    slow = "sklearn", "torchmetrics", "scipy.stats", "matplotlib"
+    code = f"import sys, client.app; print([m for m in {slow} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -6,7 +6,6 @@ import re
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.utils import murmurhash3_32
 
 from common.data.ingest.frames import IngestError
 
@@ -27,6 +26,8 @@ def hash_words(text: str, buckets: int, tokens: int) -> NDArray[np.generic]:
     Raises:
         IngestError: If there is no word.
     """
+    from sklearn.utils import murmurhash3_32  # here: a deployed site starts a process per message, and sklearn takes a second
+
     words = WORD.findall(text.lower())[:tokens]
     if not words:
         raise IngestError("the text holds no word")
