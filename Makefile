@@ -16,8 +16,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: setup  ## Six hospitals with different modalities teach one student, on this machine (about 4 minutes)
-	@$(PY) -m simulations.launch demo
+demo: setup  ## Six hospitals with different modalities teach one student (about 4 minutes with installing)
+	@$(PY) -m simulations.launch demo $(OVERRIDES)
 
 test: lint  ## Run the linters and all tests
 	@$(PY) -m pytest -n 2 -q

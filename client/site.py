@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,12 +22,12 @@ from flwr.app import Context
 from pydantic import TypeAdapter
 
 from common.config import Config, SplitConfig
-from common.data.cohort import Cohort
+from common.data.cohort import Cohort, Finding
 from common.data.folder import open_cohort
 from common.data.ingest.frames import IngestError, inside, read_frame
 from common.data.manifest import FILE_NAME, Manifest, hospital_folders, load_manifest
 from common.data.standardise import Standardisation
-from common.errors import ConsiliumError
+from common.errors import ConsiliumError, TooManyFaults
 from common.models.ensemble import GROUP_SEPARATOR, groups
 from common.task import Task
 
@@ -158,9 +158,8 @@ class Site:
 
     def store_findings(self) -> None:
         """Writes the faults of the files into this hospital's own folder; the server is told their number."""
-        columns = ["file", "row", "column", "problem"]
         with self.own_folder() as place:
-            pd.DataFrame([vars(f) for f in self.cohort.findings], columns=columns).to_csv(place / FINDINGS, index=False)
+            _write_findings(place, self.cohort.findings)
 
     def store_predictions(self, run: str, predictions: pd.DataFrame) -> None:
         """Keeps predictions for this hospital's own use; they never leave its folder.
@@ -221,8 +220,19 @@ def _open(folder: Path, sites_here: int, changed: int, task: str, split: str, se
             f"Site '{manifest.site}' cannot take part: its manifest names no 'labels'. Only a reference set may lack them."
         )
     shares = TypeAdapter(SplitConfig).validate_json(split)
-    cohort = open_cohort(folder, manifest, TypeAdapter(Task).validate_json(task), shares, seed)
+    try:
+        cohort = open_cohort(folder, manifest, TypeAdapter(Task).validate_json(task), shares, seed)
+    except TooManyFaults as error:
+        with suppress(OSError):
+            (folder / OWN_FOLDER).mkdir(exist_ok=True)
+            _write_findings(folder / OWN_FOLDER, error.findings)
+        raise
     return Site(folder, manifest, cohort, sites_here)
+
+
+def _write_findings(place: Path, findings: Iterable[Finding]) -> None:
+    columns = ["file", "row", "column", "problem"]
+    pd.DataFrame([vars(f) for f in findings], columns=columns).to_csv(place / FINDINGS, index=False)
 
 
 def open_site(context: Context, config: Config) -> Site:

@@ -15,6 +15,19 @@ class ConsiliumError(Exception):
     """
 
 
+class TooManyFaults(ConsiliumError):
+    """So many rows of a patient table have a fault that the site refuses.
+
+    Attributes:
+        findings: What is wrong where: for the hospital's own eyes, not for the server.
+    """
+
+    def __init__(self, message: str, findings: tuple[Any, ...]) -> None:
+        """Args: what may be told to the server, and the findings."""
+        super().__init__(message)
+        self.findings = findings
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Returns ``"; did you mean 'x'? Known: a, b, c"`` for an unknown word.
 

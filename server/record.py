@@ -52,5 +52,8 @@ class Record:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value) if isinstance(value, (dict, list)) else str(value)
-    return text if len(text) <= 160 else text[:157] + "..."
+    """Returns a value for the log: of lists the length, of anything the first 80 characters; the record holds it whole."""
+    if isinstance(value, list) or value == {}:
+        return str(len(value))
+    text = json.dumps(value) if isinstance(value, dict) else str(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -12,6 +12,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from common.config import load_config
 from common.data.manifest import hospital_folders
 from common.errors import ConsiliumError
 from common.evaluation.metrics import metrics
@@ -22,42 +23,59 @@ from simulations.cells import collect_predictions
 from simulations.consortium import write_demo
 
 
-def demo() -> Path:
+def demo(overrides: Sequence[str] = ()) -> Path:
     """Writes the demonstration consortium, runs the app on it and shows the result.
+
+    Args:
+        overrides: Hydra overrides of the experiment.
 
     Returns:
         The run directory, ``runs/demo/<time>`` below the current directory.
 
     Raises:
-        ConsiliumError: If the run does not complete.
+        ConsiliumError: If the configuration is refused, before anything starts, or the run does not complete.
     """
+    load_config("demo", overrides)
     run_dir = Path("runs", "demo", time.strftime("%Y%m%d-%H%M%S")).resolve()
     sites = run_dir / "sites"
     started = time.monotonic()
     print(f"Six hospitals and a reference set are written to {sites}", flush=True)
     write_demo(sites)
-    run_flower(
-        experiment="demo",
-        overrides=(),
-        run_dir=run_dir,
-        sites=sites,
-        num_supernodes=len(hospital_folders(sites)),
-        timeout_s=900,
-    )
-    _show(run_dir, sites)
+    try:
+        run_flower(
+            experiment="demo",
+            overrides=overrides,
+            run_dir=run_dir,
+            sites=sites,
+            num_supernodes=len(hospital_folders(sites)),
+            timeout_s=900,
+        )
+    except KeyboardInterrupt:
+        resume = f"{Path(sys.executable).parent / 'consilium-server'} resume {run_dir} --sites {sites}"
+        raise ConsiliumError(f"Interrupted. Everything so far is on disk; go on with: {resume}") from None
+    show(run_dir)
     print(
         f"Done in {time.monotonic() - started:.0f} s. Student, teachers, weights, results and record of the run lie in {run_dir}"
     )
     return run_dir
 
 
-def _show(run_dir: Path, sites: Path) -> None:
+def show(run_dir: Path) -> None:
     """Prints what the student and the teachers are worth on all hospitals' test patients together, pattern by pattern.
 
     Only a simulation can: it owns the hospitals' folders, where the predictions lie.
+
+    Raises:
+        ConsiliumError: If the run is no finished demonstration.
     """
-    predictions = collect_predictions(sites, f"{run_dir.parent.name}-{run_dir.name}")
-    predictions.to_parquet(run_dir / "predictions.parquet", index=False)
+    run_dir = run_dir.resolve()
+    collected = run_dir / "predictions.parquet"
+    if not (run_dir / FILE_NAME).is_file():
+        raise ConsiliumError(f"No finished demonstration at {run_dir}. Name a run directory, like runs/demo/<time>.")
+    if not collected.is_file():
+        name = f"{run_dir.parent.name}-{run_dir.name}"
+        collect_predictions(run_dir / "sites", name).to_parquet(collected, index=False)
+    predictions = pd.read_parquet(collected)
     whole = predictions[predictions["model"].isin([STUDENT, TEACHERS])]
     title = "AUROC on the test patients of all hospitals (generated data)"
     table = Table("modalities present", "student", "teachers", "visits", title=title)
@@ -80,12 +98,18 @@ def _auroc(predictions: pd.DataFrame) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs ``python -m simulations.launch demo``; returns the exit code."""
+    """Runs ``python -m simulations.launch demo [OVERRIDE ...] | show RUN``; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m simulations.launch", description=__doc__)
-    parser.add_argument("what", choices=["demo"], help="what to run")
-    parser.parse_args(argv)
+    commands = parser.add_subparsers(dest="command", required=True)
+    running = commands.add_parser("demo", help="write the hospitals, run the app on them, show the result")
+    running.add_argument("overrides", nargs="*", help="Hydra overrides, like distill.temperature=4")
+    commands.add_parser("show", help="show the result of a demonstration again").add_argument("run", type=Path)
+    said = parser.parse_args(argv)
     try:
-        demo()
+        if said.command == "show":
+            show(said.run)
+        else:
+            demo(said.overrides)
     except ConsiliumError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1

@@ -18,7 +18,7 @@ from common.data.ingest import Frames, IngestError, reader
 from common.data.ingest.frames import inside, numbers, read_frame, texts
 from common.data.manifest import Manifest, Source, check_against_task
 from common.data.standardise import table_columns
-from common.errors import ConsiliumError
+from common.errors import ConsiliumError, TooManyFaults
 from common.task import Modality, Task
 
 
@@ -36,8 +36,8 @@ def open_cohort(folder: Path, manifest: Manifest, task: Task, split: SplitConfig
         The raw cohort; visits with a fault, or with no modality at all, are left out and named in ``findings``.
 
     Raises:
-        ConsiliumError: If the manifest does not fit the task, the patient table cannot be used, or more rows have a fault than
-            the site's limit allows.
+        TooManyFaults: If more rows have a fault than the site's limit allows.
+        ConsiliumError: If the manifest does not fit the task, or the patient table cannot be used.
     """
     check_against_task(manifest, task)
     table = _patient_table(folder, manifest)
@@ -50,10 +50,11 @@ def open_cohort(folder: Path, manifest: Manifest, task: Task, split: SplitConfig
     values = {m: _read(folder, manifest, m, task, table, findings) for m in task.modalities}
     bad = {f.row - 2 for f in findings}
     if len(bad) > manifest.limits.bad_rows * len(table):
-        shown = "; ".join(map(str, findings[:5]))
-        raise ConsiliumError(
+        raise TooManyFaults(
             f"Site '{manifest.site}' refuses: {len(bad)} of {len(table)} patient rows have a fault, more than limits.bad_rows = "
-            f"{manifest.limits.bad_rows:g}. First: {shown}. Mend the files, or raise the limit in the manifest."
+            f"{manifest.limits.bad_rows:g}. See the faults with 'consilium-client check' or in .consilium/findings.csv; mend the "
+            "files, or raise the limit in the manifest.",
+            tuple(findings),
         )
     present = np.stack([[row in values[m] for m in task.modalities] for row in range(len(table))])
     keep = np.array([row not in bad and bool(present[row].any()) for row in range(len(table))])

@@ -14,7 +14,7 @@ A folder of patients holds ``manifest.yaml`` and a patient table (CSV or Parquet
                   variables: {creatinine: {column: crea, unit: mg/dL}}}
       notes:     {kind: text, column: note}                          # a path; `inline: true`: the text itself
       admission: {kind: table, column: admission, key: visit_id,     # a path; without `column`: the patient table
-                  variables: {age: {column: age, unit: years}, sex: {column: sex, codes: {M: male, F: female}}}}
+                  variables: {age: {column: age, unit: a}, sex: {column: sex, codes: {M: male, F: female}}}}
 
 An empty cell is a missing modality, and so is a series without any value within the task's steps. Paths are relative to the
 manifest's folder and may not leave it. ``key`` says that the file holds many visits and which of its columns names the visit.

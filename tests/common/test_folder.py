@@ -16,7 +16,7 @@ from common.config import SplitConfig
 from common.data.cohort import Cohort, count_patterns
 from common.data.folder import open_cohort
 from common.data.manifest import load_manifest
-from common.errors import ConsiliumError
+from common.errors import ConsiliumError, TooManyFaults
 from common.task import Task
 from tests.common.samples import KINDS, make_task, write_folder
 
@@ -230,15 +230,12 @@ def test_the_site_refuses_above_its_share_of_bad_rows(tmp_path: Path, bad: int, 
     if not refuses:
         assert len({f.row for f in opened(tmp_path, task).findings}) == bad
         return
-    text = refused(tmp_path, task)
-    for part in (
-        "'riverside' refuses",
-        "3 of 40",
-        "limits.bad_rows = 0.05",
-        "patients.csv, row 2, column 'death'",
-        "Mend the files",
-    ):
-        assert part in text
+    with pytest.raises(TooManyFaults) as caught:
+        opened(tmp_path, task)
+    for part in ("'riverside' refuses", "3 of 40", "limits.bad_rows = 0.05", "mend the files"):
+        assert part in str(caught.value)
+    assert "row 2" not in str(caught.value)  # where the faults are is for the hospital's eyes
+    assert {(f.row, f.column) for f in caught.value.findings} == {(r, c) for r in (2, 6, 10) for c in ("note", "death")}
 
 
 # The patient table itself.

@@ -209,13 +209,18 @@ def test_without_its_sources_the_project_says_what_to_do_instead(tmp_path: Path,
 def test_the_demonstration_shows_every_pattern_on_all_hospitals_patients(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sites, run_dir = tmp_path / "sites", tmp_path / "tiny" / "first"
+    run_dir = tmp_path / "tiny" / "first"
+    sites = run_dir / "sites"
     write_tiny(sites)
     short = ["teach.rounds=1", "distill.epochs=1", "weights.steps=1", "refine.rounds=1"]
     run_inproc(sites=sites, run_dir=run_dir, experiment="tiny", overrides=short)
     capsys.readouterr()
-    launch._show(run_dir, sites)
+    assert launch.main(["show", str(run_dir)]) == 0
     said = capsys.readouterr().out
+    assert launch.main(["show", str(run_dir)]) == 0
+    assert capsys.readouterr().out == said
+    assert launch.main(["show", str(tmp_path)]) == 1
+    assert "runs/demo/<time>" in capsys.readouterr().err
     lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in said.splitlines() if line.startswith("│")]
     predictions = pd.read_parquet(run_dir / "predictions.parquet")
     everybody = predictions[(predictions["pattern"] == "all") & (predictions["model"] == "student")]
@@ -229,9 +234,31 @@ def test_the_demonstration_shows_every_pattern_on_all_hospitals_patients(
 def test_a_demonstration_that_fails_ends_with_exit_code_1_and_the_reason(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fails() -> Path:
-        raise ConsiliumError("no room on the disk")
+    def fails(overrides: list[str]) -> Path:
+        raise ConsiliumError(f"no room on the disk for {overrides}")
 
     monkeypatch.setattr(launch, "demo", fails)
+    assert launch.main(["demo", "teach.rounds=3"]) == 1
+    assert "no room on the disk for ['teach.rounds=3']" in capsys.readouterr().err
+
+
+def test_a_wrong_override_is_refused_before_anything_is_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert launch.main(["demo", "teach.round=3"]) == 1
+    assert "did you mean" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_interrupted_demonstration_says_how_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch, "write_demo", lambda sites: sites.mkdir(parents=True))
+    monkeypatch.setattr(launch, "run_flower", interrupted)
     assert launch.main(["demo"]) == 1
-    assert "no room on the disk" in capsys.readouterr().err
+    assert f"consilium-server resume {tmp_path.resolve()}/runs/demo/" in capsys.readouterr().err
