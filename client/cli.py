@@ -1,0 +1,89 @@
+"""``consilium-client``: what a hospital does before it takes part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from common.config import load_config
+from common.data.cohort import SPLITS, Cohort, Finding
+from common.data.folder import open_cohort
+from common.data.ingest.frames import read_frame
+from common.data.manifest import load_manifest
+from common.errors import ConsiliumError, TooManyFaults
+
+PLAIN_WIDTH = 180
+app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, add_completion=False, help=__doc__)
+
+
+@app.callback()
+def _words() -> None:
+    """Makes ``check`` a word of the command line, though it is the only command."""
+
+
+@app.command()
+def check(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="The hospital's manifest.yaml, or the folder that holds it.")],
+    experiment: Annotated[str, typer.Option(help="Experiment whose task the files are for.")] = "demo",
+) -> None:
+    """Opens the hospital's files as a run would, counts them and lists every fault; nothing leaves this machine."""
+    config, manifest = load_config(experiment), load_manifest(path)
+    folder = path if path.is_dir() else path.parent
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=PLAIN_WIDTH)
+    console.print(f"Site: {manifest.site}")
+    try:
+        cohort = open_cohort(folder, manifest, config.task, config.split, config.seed)
+    except TooManyFaults as error:
+        _show_findings(error.findings, console)
+        raise
+    console.print(f"Visits used: {len(cohort):,} of {len(read_frame(folder / manifest.patients)):,} rows")
+    _show_counts(cohort, console)
+    _show_findings(cohort.findings, console)
+    if cohort.findings:
+        raise typer.Exit(1)
+
+
+def _show_counts(cohort: Cohort, console: Console) -> None:
+    """Prints how many visits have each modality and each label, and are in each split."""
+    task = cohort.task
+    multiclass = task.type == "multiclass"
+    events = torch.bincount(cohort.labels, minlength=len(task.outputs)) if multiclass else cohort.labels.sum(0).int()
+    labels = _counts(dict(zip(task.outputs, events.tolist(), strict=True))) if cohort.labelled else "none, an unlabelled set"
+    held = dict(zip(task.modalities, cohort.present.sum(0).tolist(), strict=True))
+    console.print(f"Visits per modality: {_counts(held)}")
+    console.print(f"Visits per label: {labels}")
+    console.print(f"Visits per split: {_counts({s: int((cohort.split == s).sum()) for s in SPLITS})}")
+
+
+def _counts(numbers: Mapping[str, int]) -> str:
+    return ", ".join(f"{escape(name)} {number:,}" for name, number in numbers.items())
+
+
+def _show_findings(findings: Iterable[Finding], console: Console) -> None:
+    """Prints the number of faults, then every one of them."""
+    table = Table("file", "row", "column", "problem")
+    for column in table.columns:
+        column.overflow = "fold"
+    for f in findings:
+        table.add_row(escape(f.file), str(f.row), escape(f.column), escape(f.problem))
+    console.print(f"Findings: {table.row_count:,}")
+    if table.row_count:
+        console.print(table)
+
+
+def main() -> None:
+    """Runs the command; a fault that the user can mend is one message and exit code 1."""
+    try:
+        app()
+    except ConsiliumError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise SystemExit(1) from None

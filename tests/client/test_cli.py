@@ -1,0 +1,117 @@
+"""``consilium-client``: a hospital looks over its own files."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from client import cli
+from common.data.manifest import FILE_NAME
+from common.errors import ConsiliumError, TooManyFaults
+from simulations.consortium import write_tiny
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny") / "sites"
+    write_tiny(folder)
+    return folder
+
+
+@pytest.fixture
+def alder(tiny: Path, tmp_path: Path) -> Path:
+    """A copy of a hospital with labs and notes, for a test to spoil."""
+    return shutil.copytree(tiny / "alder", tmp_path / "alder")
+
+
+def check(*words: object) -> Any:
+    return CliRunner().invoke(cli.app, ["check", *map(str, words)])
+
+
+def lose_notes(folder: Path, number: int) -> list[tuple[str, str, str]]:
+    """Deletes notes; returns the file, row and column that point at each."""
+    notes = pd.read_csv(folder / "patients.csv")["notes"].dropna().iloc[:number]
+    for name in notes:
+        (folder / name).unlink()
+    return [("patients.csv", str(row + 2), "notes") for row in notes.index]
+
+
+def listed(output: str) -> list[tuple[str, ...]]:
+    """Returns file, row and column of every line of the table of findings."""
+    lines = (line.split("│")[1:4] for line in output.splitlines() if line.startswith("│"))
+    return [tuple(cell.strip() for cell in line) for line in lines]
+
+
+def change(folder: Path, old: str, new: str) -> None:
+    text = (folder / FILE_NAME).read_text(encoding="utf-8")
+    assert old in text
+    (folder / FILE_NAME).write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+@pytest.mark.parametrize("named", ["", FILE_NAME])
+def test_a_sound_site_is_counted(tiny: Path, named: str) -> None:
+    table = pd.read_csv(tiny / "alder" / "patients.csv")
+    done = check(tiny / "alder" / named)
+    assert done.exit_code == 0, done.output
+    first, used, modalities, labels, splits, findings = done.output.splitlines()
+    assert (first, used) == ("Site: alder", f"Visits used: {len(table)} of {len(table)} rows")
+    assert modalities.startswith("Visits per modality: ")
+    assert {"admission 0", "cxr 0", f"labs {len(table)}", f"notes {table['notes'].notna().sum()}"} == set(
+        modalities.split(": ")[1].split(", ")
+    )
+    assert labels == f"Visits per label: deterioration {table['deterioration_48h'].sum()}"
+    shares = [int(n) for n in re.findall(r"\d+", splits)]
+    assert splits.startswith("Visits per split: train ") and sum(shares) == len(table) and min(shares) > 0
+    assert findings == "Findings: 0"
+
+
+def test_an_unlabelled_site_has_no_label_counts(alder: Path) -> None:
+    raw = yaml.safe_load((alder / FILE_NAME).read_text(encoding="utf-8"))
+    del raw["labels"]
+    (alder / FILE_NAME).write_text(yaml.safe_dump(raw), encoding="utf-8")
+    done = check(alder)
+    assert done.exit_code == 0 and "Visits per label: none" in done.output
+
+
+def test_a_missing_file_is_listed_with_its_row_and_column(alder: Path) -> None:
+    rows = len(pd.read_csv(alder / "patients.csv"))
+    lost = lose_notes(alder, 2)
+    done = check(alder)
+    assert done.exit_code == 1
+    assert f"Visits used: {rows - 2} of {rows} rows" in done.output and "Findings: 2" in done.output
+    assert listed(done.output) == lost
+
+
+def test_a_site_that_refuses_lists_every_fault_too(alder: Path) -> None:
+    lost = lose_notes(alder, 9)
+    done = check(alder)
+    assert done.exit_code == 1 and "Findings: 9" in done.output
+    assert listed(done.output) == lost
+    assert isinstance(done.exception, TooManyFaults)
+
+
+def test_a_fault_is_judged_by_the_task_of_the_experiment(alder: Path) -> None:
+    change(alder, "unit: mmol/L", "unit: mg/dL")
+    refused = check(alder).exception
+    assert isinstance(refused, ConsiliumError)
+    assert "'labs.lactate' is in 'mg/dL', the task counts it in 'mmol/L'" in str(refused)
+    unknown = check(alder, "--experiment", "demmo").exception
+    assert isinstance(unknown, ConsiliumError) and "did you mean 'demo'?" in str(unknown)
+
+
+def test_a_refusal_is_one_message_and_exit_code_1(
+    alder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(alder, "unit: mmol/L", "unit: mg/dL")
+    monkeypatch.setattr("sys.argv", ["consilium-client", "check", str(alder)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.startswith("Error: Manifest of site 'alder': 'labs.lactate' is in 'mg/dL'")
