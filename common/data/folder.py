@@ -84,7 +84,8 @@ def _patient_table(folder: Path, manifest: Manifest) -> pd.DataFrame:
         needed += [source.column] if source.column else [v.column for v in source.variables.values()]
     absent = [c for c in needed if c not in table]
     if absent:
-        raise ConsiliumError(f"{where} lacks column(s) {', '.join(absent)}. Correct the manifest.")
+        separated = " It is separated by semicolons: write it with commas." if any(";" in str(c) for c in table) else ""
+        raise ConsiliumError(f"{where} lacks column(s) {', '.join(absent)}.{separated or ' Correct the manifest.'}")
     if table.empty:
         raise ConsiliumError(f"{where} has no rows. Write one per visit.")
     if texts(table[manifest.visit]).dropna().duplicated().any():

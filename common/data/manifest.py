@@ -189,9 +189,10 @@ def check_against_task(manifest: Manifest, task: Task) -> None:
                 raise ConsiliumError(f"{where}: '{name}' has no variable '{feature}'{nearest(feature, modality.features)}")
             wanted = modality.features[feature]
             if variable.unit != wanted.unit:
+                said = f"is in '{variable.unit}'" if variable.unit else "names no unit"
                 raise ConsiliumError(
-                    f"{where}: '{name}.{feature}' is in '{variable.unit}', the task counts it in '{wanted.unit}'. "
-                    "Convert the column and correct the unit."
+                    f"{where}: '{name}.{feature}' {said}, the task counts it in '{wanted.unit}'. Convert the column if it is in "
+                    "another unit, and write the task's."
                 )
             for code in variable.codes.values():
                 if code not in wanted.codes:

@@ -72,7 +72,7 @@ def nested(name: str, **changes: Any) -> dict[str, Any]:
         (nested("admission", variables={}), "'admission' needs 'variables'", "age, sex"),
         (nested("labs", variables={"cre": {"column": "c"}}), "variable 'cre'", "did you mean 'crea'"),
         (nested("labs", variables={"crea": {"column": "c", "unit": "umol/L"}}), "'labs.crea' is in 'umol/L'", "'mg/dL'"),
-        (nested("labs", variables={"crea": {"column": "c"}}), "'labs.crea' is in ''", "'mg/dL'"),
+        (nested("labs", variables={"crea": {"column": "c"}}), "'labs.crea' names no unit", "'mg/dL'"),
         (nested("admission", variables={"sex": {"column": "s", "codes": {"W": "femal"}}}), "'femal'", "did you mean 'female'"),
     ],
 )
