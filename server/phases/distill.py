@@ -17,6 +17,7 @@ def distill(run: Run) -> None:
             raise RunFailed("nothing would train the student: there is no reference set, and refine.rounds = 0. Set one of them")
         student, adam = new_student(run.config, run.prior), {}
         calibration = initial_calibration(run.config.task, run.prior, scale=run.config.distill.scale)
+        run.note_weights(0, student.omega)
     else:
         distilled = distil(run.config, reference, run.ensembles(), run.ensembles(unseeing=True), run.prior, run.note_weights)
         student, calibration, adam = distilled.student, distilled.calibration, distilled.adam
@@ -24,7 +25,6 @@ def distill(run: Run) -> None:
             run.note_loss("student", "train", loss, step=epoch + 1)
         for epoch, loss in enumerate(distilled.fit.validation):
             run.note_loss("student", "validation", loss, step=epoch)
-    run.note_weights(run.config.weights.steps, student.omega)
     run.state.arrays["student"] = module_arrays(student)
     run.state.arrays["consilium"] = consilium_arrays(calibration, student.omega)
     run.state.arrays["omega-adam"] = {k: v.numpy() for k, v in adam.items()}
