@@ -130,8 +130,8 @@ class WeightsConfig:
 
     Attributes:
         estimator: ``lookahead`` differentiates through a virtual training step; ``uniform`` keeps the weights equal.
-        start: Where omega starts if there is a reference set: ``evidence``, what the teachers' evidence tells of its overlap
-            without any label; or ``uniform``, equal weights.
+        start: Where omega starts: ``uniform``, equal weights; or with a reference set ``evidence``, what the teachers' evidence
+            tells of its overlap without any label. That takes calibrated teachers: who is too sure of itself gets too much.
         rho: Learning rate of Adam on omega.
         eta: Learning rate of the virtual step.
         steps: Steps on omega on the reference set, or per message in refine.
@@ -140,7 +140,7 @@ class WeightsConfig:
     """
 
     estimator: Literal["lookahead", "uniform"] = "lookahead"
-    start: Literal["evidence", "uniform"] = "evidence"
+    start: Literal["evidence", "uniform"] = "uniform"
     rho: float = Field(default=0.05, gt=0)
     eta: float = Field(default=0.1, gt=0)
     steps: int = Field(default=60, ge=0)
