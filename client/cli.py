@@ -6,26 +6,20 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from common import terminal
 from common.config import load_config
 from common.data.cohort import SPLITS, Cohort, Finding
 from common.data.folder import open_cohort
 from common.data.ingest.frames import read_frame
 from common.data.manifest import load_manifest
-from common.errors import ConsiliumError, TooManyFaults
+from common.errors import TooManyFaults
 
-PLAIN_WIDTH = 180
-app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, add_completion=False, help=__doc__)
-
-
-@app.callback()
-def _words() -> None:
-    """Makes ``check`` a word of the command line, though it is the only command."""
+app = terminal.command_line(__doc__)
 
 
 @app.command()
@@ -36,9 +30,7 @@ def check(
     """Opens the hospital's files as a run would, counts them and lists every fault; nothing leaves this machine."""
     config, manifest = load_config(experiment), load_manifest(path)
     folder = path if path.is_dir() else path.parent
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=PLAIN_WIDTH)
+    console = terminal.console()
     console.print(f"Site: {manifest.site}")
     try:
         cohort = open_cohort(folder, manifest, config.task, config.split, config.seed)
@@ -55,9 +47,8 @@ def check(
 def _show_counts(cohort: Cohort, console: Console) -> None:
     """Prints how many visits have each modality and each label, and are in each split."""
     task = cohort.task
-    multiclass = task.type == "multiclass"
-    events = torch.bincount(cohort.labels, minlength=len(task.outputs)) if multiclass else cohort.labels.sum(0).int()
-    labels = _counts(dict(zip(task.outputs, events.tolist(), strict=True))) if cohort.labelled else "none, an unlabelled set"
+    events = dict(zip(task.outputs, cohort.label_counts().tolist(), strict=True))
+    labels = _counts(events) if cohort.labelled else "none, an unlabelled set"
     held = dict(zip(task.modalities, cohort.present.sum(0).tolist(), strict=True))
     console.print(f"Visits per modality: {_counts(held)}")
     console.print(f"Visits per label: {labels}")
@@ -81,9 +72,5 @@ def _show_findings(findings: Iterable[Finding], console: Console) -> None:
 
 
 def main() -> None:
-    """Runs the command; a fault that the user can mend is one message and exit code 1."""
-    try:
-        app()
-    except ConsiliumError as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise SystemExit(1) from None
+    """Runs the command."""
+    terminal.run(app)

@@ -110,11 +110,9 @@ def _told(count: int, least: int) -> int | None:
 
 def _told_labels(train: Cohort, least: int) -> dict[str, int | None]:
     """Returns output -> training visits with it, None where hidden."""
-    outputs = train.task.outputs
+    events = dict(zip(train.task.outputs, train.label_counts().tolist(), strict=True))
     if train.task.type == "multiclass":
-        counts = torch.bincount(train.labels, minlength=len(outputs)).tolist()
-        return hide_small(dict(zip(outputs, counts, strict=True)), least)
-    events = dict(zip(outputs, train.labels.sum(0).int().tolist(), strict=True))
+        return hide_small(events, least)
     return {o: None if _told(len(train) - n, least) is None else _told(n, least) for o, n in events.items()}
 
 

@@ -8,18 +8,14 @@ from typing import Annotated
 
 import typer
 
+from common import terminal
 from common.data.manifest import hospital_folders
 from common.errors import ConsiliumError
 from common.flower import run_flower, run_flower_at
 from server import checkpoint
 from server.run import read_config
 
-app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, add_completion=False, help=__doc__)
-
-
-@app.callback()
-def _words() -> None:
-    """Makes ``resume`` a word of the command line, though it is the only command."""
+app = terminal.command_line(__doc__)
 
 
 @app.command()
@@ -61,9 +57,5 @@ def resume(
 
 
 def main() -> None:
-    """Runs the command; a fault that the user can mend is one message and exit code 1."""
-    try:
-        app()
-    except ConsiliumError as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise SystemExit(1) from None
+    """Runs the command."""
+    terminal.run(app)

@@ -93,15 +93,9 @@ def common_ground(places: Collection[Cohort]) -> tuple[Standardisation, Tensor]:
     """Returns the pooled standardisation of raw cohorts and the log-odds of their outputs in training, [C]."""
     task = next(iter(places)).task
     parts = [c.moments() for c in places]
-    labels = torch.cat([c.labels for c in places])
-    positives = torch.bincount(labels, minlength=len(task.outputs)) if labels.ndim == 1 else labels.sum(0)
+    positives = torch.stack([c.label_counts() for c in places]).sum(0)
     standardisation = Standardisation({m: pool([p[m] for p in parts]) for m in task.modalities})
-    return standardisation, log_odds(task.type, positives.double().numpy(), float(len(labels)))
-
-
-def labels_only(config: Config) -> Config:
-    """Returns the configuration of the same student without any teacher: task losses of all heads, equally."""
-    return replace(config, distill=replace(config.distill, alpha=1.0, beta=0.0, gamma=0.0, delta=0.0))
+    return standardisation, log_odds(task.type, positives.double().numpy(), float(sum(map(len, places))))
 
 
 def central(consortium: Consortium) -> Trained:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
+from common import terminal
 from common.errors import ConsiliumError
 from common.evaluation.intervals import Interval
 from common.evaluation.results import Comparison, Results, Row, load_results
@@ -22,8 +22,7 @@ from simulations import bench
 from simulations.benchmarks.base import benchmarks, get
 from simulations.figures import NAMES
 
-PLAIN_WIDTH = 180
-app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, add_completion=False, help=__doc__)
+app = terminal.command_line(__doc__)
 Name = Annotated[str, typer.Argument(help="Benchmark; see 'list'.")]
 
 
@@ -40,7 +39,7 @@ def list_benchmarks(as_json: Annotated[bool, typer.Option("--json", help="As JSO
         data = b.data_version if b.data == "real" else f"GENERATED: {b.data_version}"
         variants = ", ".join(v for v in b.variants if v) or "-"
         table.add_row(b.name, escape(b.title), escape(data), f"{b.folds} x {b.seeds}", ", ".join(b.methods), variants)
-    _console().print(table)
+    terminal.console().print(table)
 
 
 @app.command("run")
@@ -53,7 +52,7 @@ def run_benchmark(
     runtime: Annotated[Literal["inproc", "flwr"], typer.Option(help="In this process, or on Flower's own runtime.")] = "inproc",
 ) -> None:
     """Runs a benchmark, or resumes its newest unfinished run with the same plan; ends with its table and figures."""
-    console = _console()
+    console = terminal.console()
     outcome = bench.run(name, seeds=seeds, only=only or (), debug=debug, runtime=runtime, variant=variant, console=console)
     show(load_results(outcome.folder / "results.json"), outcome.folder, console)
     if outcome.missing:
@@ -73,7 +72,7 @@ def table_of_run(
     results = load_results(folder / "results.json")
     if results.benchmark != get(name).name:
         raise ConsiliumError(f"{folder} is a run of '{results.benchmark}', not of '{name}'. Name another with --run.")
-    show(results, folder, _console())
+    show(results, folder, terminal.console())
 
 
 def show(results: Results, folder: Path, console: Console) -> None:
@@ -85,11 +84,6 @@ def show(results: Results, folder: Path, console: Console) -> None:
     if results.comparisons:
         console.print(_comparisons([c for c in results.comparisons if c.metric in metrics]))
     console.print(f"Results: {folder / 'results.json'}\nFigures: {folder / 'figures'}", soft_wrap=True, highlight=False)
-
-
-def _console() -> Console:
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
 
 
 def _show_head(results: Results, console: Console) -> None:
@@ -175,12 +169,8 @@ def _count(number: float | None) -> str:
 
 
 def main() -> None:
-    """Runs the command line; a fault that the user can mend is one plain message and exit code 1."""
-    try:
-        app()
-    except ConsiliumError as error:
-        typer.echo(f"Error: {error}", err=True)
-        sys.exit(1)
+    """Runs the command line."""
+    terminal.run(app)
 
 
 if __name__ == "__main__":

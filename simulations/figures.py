@@ -85,7 +85,7 @@ def _title(figure: Figure, results: Results, what: str) -> None:
 
 
 def _heat_map(results: Results, rows: pd.DataFrame, metric: str) -> Figure:
-    """Draws method x pattern: the best of a pattern is bold, what cannot be told from the student marked, no answer grey."""
+    """Draws method x pattern: the best of a pattern is bold, what cannot be told from the student marked, no answer hatched."""
     rows = rows[~rows["method"].str.contains("/")]
     table = rows.pivot(index="method", columns="pattern", values="mean")
     patterns = sorted(table.columns, key=lambda p: (p != "all", p.count("+"), p))
@@ -97,19 +97,20 @@ def _heat_map(results: Results, rows: pd.DataFrame, metric: str) -> Figure:
     width = max(LEAST_WIDTH, 3.2 + 0.95 * len(patterns))
     figure = Figure(figsize=(width, 2.4 + 0.36 * len(table)), layout="constrained")
     axes = figure.add_subplot()
-    colours = mpl.colormaps["cividis"].with_extremes(bad="#e4e4e4")
+    colours = mpl.colormaps["cividis"].with_extremes(bad=(0, 0, 0, 0))
+    axes.patch.set(facecolor="white", edgecolor="#cccccc", hatch="////", linewidth=0)  # the map has a grey of its own
     image = axes.imshow(np.ma.masked_invalid(table.to_numpy()), cmap=colours, aspect="auto")
     best, middle = table.max(), np.nanmean([table.min(axis=None), table.max(axis=None)])
     for (i, j), value in np.ndenumerate(table.to_numpy()):
         if not np.isnan(value):
-            weight = "bold" if value == best.iloc[j] else "normal"
+            weight = "bold" if value == best.iloc[j] > table.iloc[:, j].min() else "normal"
             colour = "black" if value > middle else "white"
             mark = " ≈" if (str(table.index[i]), patterns[j]) in unresolved else ""
             axes.text(j, i, f"{value:.3f}{mark}", ha="center", va="center", color=colour, fontweight=weight)
     labels = [("all\n(what each has)" if p == "all" else p.replace("+", "\n+ ")) + f"\nn = {n[p]:,}" for p in patterns]
     axes.set_xticks(range(len(patterns)), labels, fontsize=8)
     axes.set_yticks(range(len(table)), table.index)
-    signs = ["n: test visits", "bold: best of the column", "grey: cannot answer"]
+    signs = ["n: test visits", "bold: best of the column", "hatched: cannot answer"]
     if against:
         signs.append(f"≈: difference from {OURS} not resolved (tested under 'all' and for teachers of one modality)")
     legend = f"modalities given to the method; {'; '.join(signs)}"

@@ -77,7 +77,7 @@ def show(run_dir: Path) -> None:
         collect_predictions(run_dir / "sites", name).to_parquet(collected, index=False)
     predictions = pd.read_parquet(collected)
     whole = predictions[predictions["model"].isin([STUDENT, TEACHERS])]
-    title = "AUROC on the test patients of all hospitals (generated data)"
+    title = "AUROC, all hospitals' test patients (generated)"
     table = Table("modalities present", "student", "teachers", "visits", title=title)
     for pattern in sorted(map(str, whole["pattern"].unique()), key=lambda p: (p != ALL, p.count("+"), p)):
         part = whole[whole["pattern"] == pattern]

@@ -131,6 +131,12 @@ class Cohort:
         scaled = {m: standardisation.apply(m, self.task.modalities[m], x) for m, x in self.inputs.items()}
         return replace(self, inputs=scaled)
 
+    def label_counts(self) -> Tensor:
+        """Returns how many visits have each output, int64 [C]."""
+        if self.task.type == "multiclass":
+            return torch.bincount(self.labels, minlength=len(self.task.outputs))
+        return self.labels.sum(0).long()
+
     def events(self) -> int:
         """Returns the number of events, by which is judged whether the visits are enough to learn from.
 
@@ -138,7 +144,7 @@ class Cohort:
         rarest class; a class of the task without a visit counts, so that it is 0 until every class is there.
         """
         if self.task.type == "multiclass":
-            return int(torch.bincount(self.labels, minlength=len(self.task.outputs)).min())
+            return int(self.label_counts().min())
         positive = int(self.labels.any(1).sum())
         return positive if self.task.type == "multilabel" else min(positive, len(self) - positive)
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from common.data.cohort import Batch, Cohort
 from common.evaluation.metrics import metrics
 from common.models.ensemble import GROUP_SEPARATOR, Calibration, Ensembles, consilium
+from common.models.fusion import probabilities
 from common.models.student import Student
-from common.task import Task, TaskType, pattern_name, patterns
+from common.task import Task, pattern_name, patterns
 
 ALL = "all"
 STUDENT = "student"
@@ -59,11 +60,6 @@ def teachers_speakers(ensembles: Ensembles, calibration: Calibration, omega: Ten
         name = group.split(GROUP_SEPARATOR)[0]
         found.append(Speaker(f"teacher:{group}", lambda batch, t=teacher, m=name: t(batch.inputs[m]), name))  # type: ignore[misc]
     return found
-
-
-def probabilities(kind: TaskType, logits: Tensor) -> Tensor:
-    """Returns probabilities [B, C]."""
-    return logits.softmax(1) if kind == "multiclass" else logits.sigmoid()
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from common.learning.loop import Fit, fit
 from common.learning.losses import Lesson, student_loss, task_loss
 from common.learning.modality_weights import Evidence, hypergradient, random_patterns
 from common.models.ensemble import Calibration, Ensembles, consilium
-from common.models.fusion import centred
+from common.models.fusion import centred, probabilities
 from common.models.student import Student, StudentOutput, block_of
 from common.models.teacher import Teacher
 from common.task import TaskType
@@ -99,8 +99,7 @@ class Teaching:
     def evidence(self, kind: TaskType) -> Evidence | None:
         """Returns how the teachers' evidence overlaps, over the patients that all of them know."""
         prior = self.calibration.prior
-        share = prior.softmax(0) if kind == "multiclass" else prior.sigmoid()
-        return Evidence.of((self.logits - prior)[self.taught.all(1)], share)
+        return Evidence.of((self.logits - prior)[self.taught.all(1)], probabilities(kind, prior))
 
 
 def teach_cohort(ensembles: Ensembles | None, cohort: Cohort, calibration: Calibration) -> Teaching | None:
@@ -199,10 +198,9 @@ def fit_calibration(teaching: Teaching, cohort: Cohort, omega: Tensor, start: Ca
     pulls towards ``start``.
     """
     kind = cohort.task.type
-    share = start.prior.softmax(0) if kind == "multiclass" else start.prior.sigmoid()
     scale = start.scale.clone().requires_grad_(True)
     bias = start.bias.clone().requires_grad_(True)
-    weight = _as_common_as(share, cohort.labels, kind)
+    weight = _as_common_as(probabilities(kind, start.prior), cohort.labels, kind)
     optimiser = torch.optim.LBFGS([scale, bias], max_iter=100, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:

@@ -3,8 +3,9 @@
     inner:  theta'(omega) = theta - eta grad_theta L(theta, omega; train batch)
     outer:  omega <- omega - rho grad_omega l_val(theta'(omega); meta batch)
 
-``lookahead`` (ours) differentiates through the virtual step. MetaKD's released code scales features by the weights instead. It
-starts from what the specialists' evidence itself says of its overlap (:class:`Evidence`, ours): twenty events teach it little.
+``lookahead`` (ours) differentiates through the virtual step. MetaKD's released code scales features by the weights instead.
+Twenty events teach it little: where the specialists are calibrated it may start from the overlap of their evidence
+(:class:`Evidence`, ours).
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from common.models.student import Student, StudentOutput
 
 Parameters = dict[str, Tensor]
 InnerLoss = Callable[[StudentOutput, Tensor], Tensor]
-
 
 LEAST_COMPLETE = 30
 LEAST_WEIGHT = 0.05

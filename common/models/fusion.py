@@ -98,6 +98,11 @@ def weighted_evidence(logits: Tensor, present: Tensor, weights: Tensor, prior: T
     return torch.einsum("bmc,cm->bc", evidence, weights.expand(logits.shape[2], -1))
 
 
+def probabilities(kind: TaskType, logits: Tensor) -> Tensor:
+    """Returns the probabilities of logits [..., C]: of exclusive classes, or of every output by itself."""
+    return logits.softmax(-1) if kind == "multiclass" else logits.sigmoid()
+
+
 def centred(kind: TaskType, logits: Tensor) -> Tensor:
     """Returns logits [..., C] whose mean over exclusive classes is zero; those of other tasks as they are.
 

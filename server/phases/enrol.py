@@ -206,8 +206,7 @@ def _pool(run: Run, replies: dict[str, EnrolReply]) -> None:
     visits = [r.splits["train"] for r in trains if r.splits["train"]]
     told = [[r.labels[o] for o in task.outputs] for r in trains if r.splits["train"]]
     if reference is not None and reference.labelled:
-        y = reference.labels
-        told.append((torch.bincount(y, minlength=len(task.outputs)) if y.ndim == 1 else y.sum(0)).tolist())
+        told.append(reference.label_counts().tolist())
         visits.append(len(reference))
     labels = np.array(told, dtype=np.float64)  # None becomes NaN
     silent = [o for o, column in zip(task.outputs, labels.T, strict=True) if np.isnan(column).all()]

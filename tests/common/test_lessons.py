@@ -45,8 +45,7 @@ def hospital(folder: Path, config: Config, size: int = 80) -> Cohort:
 
 
 def counts_of(cohort: Cohort) -> np.ndarray:
-    y = cohort.labels
-    return (torch.bincount(y, minlength=len(cohort.task.outputs)) if y.ndim == 1 else y.sum(0)).double().numpy()
+    return cohort.label_counts().double().numpy()
 
 
 def teach(config: Config, train: Cohort, epochs: int = 20) -> Ensembles:
