@@ -23,13 +23,13 @@ from common.learning.lessons import (
     Teaching,
     block_counts,
     calibration_loss,
-    student_hypergradient,
     student_validation_loss,
     teach_cohort,
     teacher_loss,
     train_student,
     train_teacher,
     trained_blocks,
+    weights_gradient,
 )
 from common.learning.loop import derive_seed
 from common.messages import (
@@ -218,7 +218,7 @@ def _meta_gradients(
     if config.weights.estimator != "uniform":
         generator = torch.Generator().manual_seed(derive_seed(seed, "meta"))
         draws = [
-            student_hypergradient(student, train, several, config, teaching=teaching, generator=generator)[0]
+            weights_gradient(student, train, several, config, teaching=teaching, generator=generator)[0]
             for _ in range(META_DRAWS)
         ]
         gradients["omega"] = torch.stack(draws).mean(0).numpy()

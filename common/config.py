@@ -25,6 +25,8 @@ from common.errors import ConsiliumError, keys_at, nearest
 from common.models.registry import architectures, fusions
 from common.task import STRICT, Kind, Task
 
+Pairwise = Literal["sigmoid", "ratio"]
+BalanceRule = Literal["none", "distillation"]
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 
 
@@ -105,8 +107,10 @@ class DistillConfig:
         beta: Weight of every unimodal head's distillation.
         gamma: Weight of the fused head's distillation from the consilium.
         delta: Weight of the pairwise feature distillation.
-        tau: Temperature of the pairwise gate.
-        dropout: Share of patients whose pattern is cut down to a random non-empty subset, drawn per patient.
+        pairwise: Its gate: ``sigmoid`` (ours), or ``ratio`` (MetaKD's released code).
+        tau: Temperature of the sigmoid gate.
+        dropout: Share of patients whose pattern is cut down to a random non-empty subset.
+        dropout_by: Whether the subset is drawn per ``sample``, or one per ``batch`` (MetaKD's released code).
         scale: Whether the consilium's scale and bias are fitted (else 1 and 0).
     """
 
@@ -119,8 +123,10 @@ class DistillConfig:
     beta: float = Field(default=1.0, ge=0)
     gamma: float = Field(default=1.0, ge=0)
     delta: float = Field(default=0.1, ge=0)
+    pairwise: Pairwise = "sigmoid"
     tau: float = Field(default=0.5, gt=0)
     dropout: float = Field(default=0.5, ge=0, le=1)
+    dropout_by: Literal["sample", "batch"] = "sample"
     scale: bool = True
 
 
@@ -129,7 +135,8 @@ class WeightsConfig:
     """Meta-learned modality weights.
 
     Attributes:
-        estimator: ``lookahead`` differentiates through a virtual training step; ``uniform`` keeps the weights equal.
+        estimator: ``lookahead`` differentiates through a virtual training step; ``metakd`` (the released code) takes the plain
+            gradient of scaling the features by the weights; ``uniform`` keeps the weights equal.
         start: Where omega starts: ``uniform``, equal weights; or with a reference set ``evidence``, what the teachers' evidence
             tells of its overlap without any label. That takes calibrated teachers: who is too sure of itself gets too much.
         rho: Learning rate of Adam on omega.
@@ -139,13 +146,24 @@ class WeightsConfig:
         cross_fit_below: Below this many events the meta patients are cross-fitted in five folds.
     """
 
-    estimator: Literal["lookahead", "uniform"] = "lookahead"
+    estimator: Literal["lookahead", "metakd", "uniform"] = "lookahead"
     start: Literal["evidence", "uniform"] = "uniform"
     rho: float = Field(default=0.05, gt=0)
     eta: float = Field(default=0.1, gt=0)
     steps: int = Field(default=60, ge=0)
     per_output: bool = False
     cross_fit_below: int = Field(default=50, ge=0)
+
+
+@dataclass(frozen=True, config=STRICT)
+class BalanceConfig:
+    """What keeps one modality from being learned at the cost of another.
+
+    Attributes:
+        rule: ``distillation`` raises beta of the modalities whose heads have learned least of their teachers' lesson.
+    """
+
+    rule: BalanceRule = "none"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -207,6 +225,7 @@ class Config:
     teach: TeachConfig
     distill: DistillConfig
     weights: WeightsConfig
+    balance: BalanceConfig
     refine: RefineConfig
     federation: FederationConfig
     split: SplitConfig

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from common.config import Config
 from common.data.cohort import Cohort
-from common.learning.lessons import Teaching, fit_calibration, student_hypergradient, teach_cohort, train_student
+from common.learning.lessons import Teaching, fit_calibration, teach_cohort, train_student, weights_gradient
 from common.learning.loop import Fit, derive_seed
 from common.learning.modality_weights import Evidence, OmegaAdam
 from common.models.ensemble import Calibration, Ensembles, initial_calibration
@@ -69,12 +69,12 @@ def distil(
     adam: dict[str, Tensor] = {}
     teaching = teach_cohort(unseeing, reference, calibration)
     evidence = teaching.evidence(config.task.type) if teaching else None
-    lookahead = config.weights.estimator == "lookahead"
-    if lookahead and config.weights.start == "evidence" and evidence is not None:
+    learned = config.weights.estimator != "uniform"
+    if learned and config.weights.start == "evidence" and evidence is not None:
         student.omega.copy_(evidence.omega(per_output=config.weights.per_output))
     progress(0, student.omega)
     calibration = calibrated(config, reference, teaching, evidence, student.omega, calibration)
-    if lookahead and reference.labelled:
+    if learned and reference.labelled:
         adam = learn_weights(config, student, reference, unseeing, calibration, progress)
         calibration = calibrated(config, reference, teaching, evidence, student.omega, calibration)
     if config.distill.gamma:  # who does not learn from the consilium does not start from it either
@@ -121,7 +121,7 @@ def calibrated(
 def learn_weights(
     config: Config, student: Student, reference: Cohort, ensembles: Ensembles, calibration: Calibration, progress: Progress
 ) -> dict[str, Tensor]:
-    """Learns omega by look-ahead and writes it into the student; theta is left as it was.
+    """Learns omega by ``weights.estimator`` and writes it into the student; theta is left as it was.
 
     Shadow students learn with the current omega on the training part of a fold, an epoch per step, and every fold's meta part
     says whether a virtual step with these weights helped. With fewer events than ``weights.cross_fit_below`` there are five
@@ -141,7 +141,7 @@ def learn_weights(
         for k, (shadow, teaching, (train, meta)) in enumerate(zip(shadows, teachings, folds, strict=True)):
             seed = derive_seed(config.seed, "weights", step, k)
             train_student(shadow, train, config, config.distill.training, teaching=teaching, epochs=1, seed=seed)
-            gradients.append(student_hypergradient(shadow, train, meta, config, teaching=teaching, generator=generator)[0])
+            gradients.append(weights_gradient(shadow, train, meta, config, teaching=teaching, generator=generator)[0])
         omega = adam.step(torch.stack(gradients).mean(0))
         for each in (student, *shadows):
             each.omega.copy_(omega)
@@ -156,7 +156,7 @@ def training_part(config: Config, reference: Cohort) -> Cohort:
 
 def _own_meta(config: Config, reference: Cohort) -> bool:
     meta = reference.part("meta")
-    return reference.labelled and config.weights.estimator == "lookahead" and meta.events() >= config.weights.cross_fit_below
+    return reference.labelled and config.weights.estimator != "uniform" and meta.events() >= config.weights.cross_fit_below
 
 
 def _meta_folds(config: Config, reference: Cohort) -> list[tuple[Cohort, Cohort]]:

@@ -15,7 +15,7 @@ from common.config import Config, Training
 from common.data.cohort import Batch, Cohort
 from common.learning.loop import Fit, fit
 from common.learning.losses import Lesson, student_loss, task_loss
-from common.learning.modality_weights import Evidence, hypergradient, random_patterns
+from common.learning.modality_weights import Evidence, hypergradient, random_patterns, scaling_gradient
 from common.models.ensemble import Calibration, Ensembles, consilium
 from common.models.fusion import centred, probabilities
 from common.models.student import Student, StudentOutput, block_of
@@ -94,7 +94,7 @@ class Teaching:
         """Returns what the teachers say of patients whose pattern is ``present`` [B, M]."""
         taught = self.taught[index] & present
         fused = consilium(self.logits[index], taught, omega.softmax(1), self.calibration)
-        return Lesson(self.logits[index], taught, fused)
+        return Lesson(self.logits[index], taught, fused, self.calibration.prior)
 
     def evidence(self, kind: TaskType) -> Evidence | None:
         """Returns how the teachers' evidence overlaps, over the patients that all of them know."""
@@ -136,14 +136,22 @@ def train_student(
     whole = train.batch()
 
     def loss(index: Tensor, generator: torch.Generator) -> Tensor:
-        batch = train.batch(index).masked(random_patterns(whole.present[index], config.distill.dropout, generator))
+        batch = train.batch(index).masked(_drawn(whole.present[index], config, generator))
         lesson = teaching.lesson(index, batch.present, student.omega) if teaching else None
-        return student_loss(
-            config.task.type, student(batch), batch, lesson, student.omega, config.distill, labelled=train.labelled
-        )
+        return _loss(student(batch), batch, lesson, student.omega, config, labelled=train.labelled)
 
     validate = (lambda: student_validation_loss(student, validation)) if validation is not None and len(validation) else None
     return fit(student, len(train), loss, training, epochs=epochs, seed=seed, validate=validate)
+
+
+def _drawn(present: Tensor, config: Config, generator: torch.Generator) -> Tensor:
+    return random_patterns(present, config.distill.dropout, generator, by_batch=config.distill.dropout_by == "batch")
+
+
+def _loss(output: StudentOutput, batch: Batch, lesson: Lesson | None, omega: Tensor, config: Config, *, labelled: bool) -> Tensor:
+    return student_loss(
+        config.task.type, output, batch, lesson, omega, config.distill, balance=config.balance.rule, labelled=labelled
+    )
 
 
 def block_counts(train: Cohort) -> dict[str, int]:
@@ -158,7 +166,7 @@ def trained_blocks(student: Student, counts: Mapping[str, int]) -> dict[str, NDA
     return {n: p.detach().numpy().copy() for n, p in student.named_parameters() if counts.get(block_of(n))}
 
 
-def student_hypergradient(
+def weights_gradient(
     student: Student,
     train: Cohort,
     meta: Cohort,
@@ -167,20 +175,22 @@ def student_hypergradient(
     teaching: Teaching | None,
     generator: torch.Generator,
 ) -> tuple[Tensor, float]:
-    """Returns the hypergradient of omega [C or 1, M] and the outer loss, on one drawn batch of each cohort.
+    """Returns the gradient of omega [C or 1, M] by ``weights.estimator``, and the outer loss, on one drawn batch of each cohort.
 
-    Batches are large: a hypergradient of a few events is mostly noise.
+    Batches are large: a gradient of a few events is mostly noise.
     """
+    student.eval()
     index = torch.randperm(len(train), generator=generator)[:META_TRAIN_BATCH]
-    inner_batch = train.batch(index).masked(random_patterns(train.present[index], config.distill.dropout, generator))
+    inner_batch = train.batch(index).masked(_drawn(train.present[index], config, generator))
     drawn = torch.randperm(len(meta), generator=generator)[:META_BATCH]
     meta_batch: Batch = meta.batch(drawn).masked(random_patterns(meta.present[drawn], config.distill.dropout, generator))
+    if config.weights.estimator == "metakd":
+        return scaling_gradient(student, meta_batch)
 
     def inner(output: StudentOutput, omega: Tensor) -> Tensor:
         lesson = teaching.lesson(index, inner_batch.present, omega) if teaching else None
-        return student_loss(config.task.type, output, inner_batch, lesson, omega, config.distill, labelled=train.labelled)
+        return _loss(output, inner_batch, lesson, omega, config, labelled=train.labelled)
 
-    student.eval()
     return hypergradient(student, inner, inner_batch, meta_batch, config.weights.eta)
 
 

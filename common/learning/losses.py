@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from common.config import DistillConfig
+from common.config import BalanceRule, DistillConfig, Pairwise
 from common.data.cohort import Batch
 from common.models.student import StudentOutput
 from common.task import TaskType
+
+BALANCE_LIMIT = 3.0
 
 
 def task_loss(kind: TaskType, logits: Tensor, labels: Tensor) -> Tensor:
@@ -48,23 +50,43 @@ def distillation_loss(kind: TaskType, student: Tensor, teacher: Tensor, temperat
     return temperature**2 * divergence
 
 
-def pairwise_loss(features: Tensor, present: Tensor, omega: Tensor, tau: float) -> Tensor:
-    """Returns the pairwise feature distillation per sample, [B].
+def pairwise_loss(features: Tensor, present: Tensor, omega: Tensor, tau: float, variant: Pairwise = "sigmoid") -> Tensor:
+    """Returns the pairwise feature distillation per sample, [B]: the more important modality teaches the other (MetaKD's idea).
 
-    1/|P| sum over ordered pairs i != j, both present, of g_ij mean|stopgrad(f_i) - f_j|, with
-    g_ij = sigmoid((omega_i - omega_j) / tau): the more important modality teaches the other. MetaKD's idea; its released code has
-    g = w_i / w_j, unbounded.
+    A sum over ordered pairs i != j, both present, of g_ij mean|stopgrad(f_i) - f_j|.
+
+    * ``sigmoid`` (ours): g_ij = sigmoid((omega_i - omega_j) / tau), divided by the number of pairs: bounded, and omega is told
+      whether it helped.
+    * ``ratio`` (MetaKD's released code): g_ij = w_i / w_j, unbounded, neither normalised nor told to omega.
 
     Args:
         features: [B, M, d].
         present: bool [B, M].
         omega: [M].
-        tau: Temperature of the gate.
+        tau: Temperature of the sigmoid gate.
+        variant: Which gate.
     """
-    gate = ((omega[:, None] - omega[None, :]) / tau).sigmoid()
+    apart = omega[:, None] - omega[None, :]
     distance = (features.detach()[:, :, None] - features[:, None, :]).abs().mean(3)
     pairs = present[:, :, None] & present[:, None, :] & ~torch.eye(len(omega), dtype=torch.bool, device=present.device)
-    return (gate * distance * pairs).sum((1, 2)) / pairs.sum((1, 2)).clamp(min=1)
+    if variant == "ratio":
+        return (apart.detach().exp() * distance * pairs).sum((1, 2))
+    return ((apart / tau).sigmoid() * distance * pairs).sum((1, 2)) / pairs.sum((1, 2)).clamp(min=1)
+
+
+def unlearned(kind: TaskType, student: Tensor, teacher: Tensor, prior: Tensor, temperature: float) -> Tensor:
+    """Returns how much of its teachers' lesson a unimodal head has not learned yet, a number: 0 is all, 1 as little as the prior.
+
+    Args:
+        kind: Type of the task.
+        student: Logits [B, C] of the patients taught.
+        teacher: Logits [B, C].
+        prior: Logits [C].
+        temperature: T.
+    """
+    left = distillation_loss(kind, student, teacher, temperature).mean()
+    whole = distillation_loss(kind, prior.expand_as(teacher), teacher, temperature).mean()
+    return left / whole.clamp(min=1e-6)
 
 
 @dataclass(frozen=True)
@@ -75,11 +97,13 @@ class Lesson:
         unimodal: mean_a z_{m,a}, logits [B, M, C].
         taught: bool [B, M], where a modality is present and has teachers that may teach.
         consilium: Logits [B, C] of the weighted teachers; a function of omega.
+        prior: Log-odds of the outputs in training, [C].
     """
 
     unimodal: Tensor
     taught: Tensor
     consilium: Tensor
+    prior: Tensor
 
 
 def student_loss(
@@ -90,6 +114,7 @@ def student_loss(
     omega: Tensor,
     config: DistillConfig,
     *,
+    balance: BalanceRule = "none",
     labelled: bool = True,
 ) -> Tensor:
     """Returns L, a scalar: the mean over the batch of every term whose modality is present.
@@ -101,12 +126,14 @@ def student_loss(
         lesson: What the teachers say; None leaves the distillation out.
         omega: [C or 1, M]; feature terms use the mean row.
         config: Weights of the terms.
+        balance: ``distillation`` raises beta of the modalities that have learned least of their teachers' lesson (:func:`betas`).
         labelled: Whether the labels are known. Where a teacher teaches, who has used them already, they weigh ``config.labels``.
     """
     none = torch.zeros_like(output.present)
     taught = none if lesson is None else lesson.taught
     whole = (taught == output.present).all(1)  # else the fused head would learn to ignore whom nobody teaches
-    total = config.delta * pairwise_loss(output.features, output.present, omega.mean(0), config.tau)
+    beta = betas(kind, output, lesson, config, balance)
+    total = config.delta * pairwise_loss(output.features, output.present, omega.mean(0), config.tau, config.pairwise)
     if labelled:
         total = total + _weight(whole, config.labels) * task_loss(kind, output.fused, batch.labels)
     if lesson is not None:
@@ -117,8 +144,29 @@ def student_loss(
             total = total + weight * task_loss(kind, output.unimodal[:, m], batch.labels)
         if lesson is not None:
             kd = distillation_loss(kind, output.unimodal[:, m], lesson.unimodal[:, m], config.temperature)
-            total = total + config.beta * taught[:, m] * kd
+            total = total + beta[m] * taught[:, m] * kd
     return total.mean()
+
+
+@torch.no_grad()
+def betas(kind: TaskType, output: StudentOutput, lesson: Lesson | None, config: DistillConfig, balance: BalanceRule) -> Tensor:
+    """Returns beta_m, [M].
+
+    MIND remarks that unimodal distillation can balance the modalities; the rule is ours: beta_m is proportional to what the head
+    has not learned yet (:func:`unlearned`), within ``BALANCE_LIMIT`` of the mean, so that who lags is pulled harder.
+    """
+    equal = torch.full((output.unimodal.shape[1],), config.beta, dtype=output.unimodal.dtype)
+    if lesson is None or balance == "none":
+        return equal
+    taught = lesson.taught.any(0)
+    left = torch.zeros_like(equal)
+    for m in taught.nonzero().flatten().tolist():
+        mine = lesson.taught[:, m]
+        left[m] = unlearned(kind, output.unimodal[mine, m], lesson.unimodal[mine, m], lesson.prior, config.temperature)
+    mean = left[taught].mean() if taught.any() else left.new_zeros(())
+    if not mean > 0:
+        return equal
+    return config.beta * (left / mean).clamp(1 / BALANCE_LIMIT, BALANCE_LIMIT)
 
 
 def _weight(taught: Tensor, labels: float) -> Tensor:

@@ -3,7 +3,10 @@
     inner:  theta'(omega) = theta - eta grad_theta L(theta, omega; train batch)
     outer:  omega <- omega - rho grad_omega l_val(theta'(omega); meta batch)
 
-``lookahead`` (ours) differentiates through the virtual step. MetaKD's released code scales features by the weights instead.
+``lookahead`` (ours) differentiates through the virtual step. ``metakd`` is what MetaKD's released code does instead: at fixed
+theta, the plain gradient of the task loss of features that are scaled by the weights; whether distilling with these weights
+helped, it is never told.
+
 Twenty events teach it little: where the specialists are calibrated it may start from the overlap of their evidence
 (:class:`Evidence`, ours).
 """
@@ -90,17 +93,22 @@ class Evidence:
         return (apart / torch.maximum(within, (w**2 * shift).sum(1))).float()
 
 
-def random_patterns(present: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Returns patterns cut down to a random non-empty subset, drawn per sample.
+def random_patterns(present: Tensor, share: float, generator: torch.Generator, *, by_batch: bool = False) -> Tensor:
+    """Returns patterns cut down to a random non-empty subset.
 
     Args:
         present: bool [B, M], each row with at least one modality.
-        share: Share of the samples that are cut.
+        share: Share of the samples (batches) that are cut.
         generator: Source of randomness.
+        by_batch: Whether one subset is drawn for the whole batch, as in MetaKD's released code; a sample that has nothing of it
+            stays as it is. By default every sample has its own.
 
     Returns:
         bool [B, M], a subset of ``present``.
     """
+    if by_batch:
+        drawn = random_patterns(torch.ones_like(present[:1]), share, generator)
+        return torch.where((present & drawn).any(1, keepdim=True), present & drawn, present)
     score = torch.rand(present.shape, generator=generator).masked_fill(~present, torch.inf)
     held = present.sum(1)
     keep = (torch.rand(len(present), generator=generator) * held).floor() + 1
@@ -143,6 +151,25 @@ def hypergradient(student: Student, inner: InnerLoss, train: Batch, meta: Batch,
     value = outer_loss(student, moved, omega, meta)
     (gradient,) = torch.autograd.grad(value, omega, allow_unused=True)
     return torch.zeros_like(omega) if gradient is None else gradient, float(value.detach())
+
+
+def scaling_gradient(student: Student, meta: Batch) -> tuple[Tensor, float]:
+    """Returns the gradient of omega [C or 1, M] as MetaKD's released code takes it, and the loss behind it.
+
+    The features of the meta batch are multiplied by softmax(omega), the mean row of it, before heads and fusion see them.
+
+    Args:
+        student: theta and omega; unchanged.
+        meta: Patients whose patterns have been sampled.
+    """
+    omega = student.omega.detach().clone().requires_grad_(True)
+    weights = omega.softmax(1).mean(0)
+    with torch.no_grad():
+        features = student.features(meta)
+    output = student.speak(features * weights[:, None], meta.present)
+    value = task_loss(student.task.type, output.prediction(), meta.labels).mean()
+    (gradient,) = torch.autograd.grad(value, omega)
+    return gradient, float(value.detach())
 
 
 class OmegaAdam:

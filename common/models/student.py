@@ -76,18 +76,25 @@ class Student(nn.Module):
         """Returns w = softmax(omega), [C or 1, M]."""
         return self.omega.softmax(1)
 
-    def forward(self, batch: Batch) -> StudentOutput:
-        """Runs only the encoders of the modalities present: what an absent one holds cannot matter."""
-        features, unimodal = [], []
+    def features(self, batch: Batch) -> Tensor:
+        """Returns f_m, [B, M, d]: only the encoders of the modalities present run, what an absent one holds cannot matter."""
+        features = []
         for at, name in enumerate(self.task.modalities):
             held = batch.present[:, at].nonzero().squeeze(1)
             feature = self.encoders[name](batch.inputs[name][held])
-            logits = self.heads[name](feature)
             features.append(feature.new_zeros(len(batch), feature.shape[1]).index_copy(0, held, feature))
-            unimodal.append(logits.new_zeros(len(batch), logits.shape[1]).index_copy(0, held, logits))
-        stacked, heads = torch.stack(features, 1), centred(self.task.type, torch.stack(unimodal, 1))
-        fused = self.fusion(stacked, heads, batch.present, self.weights(), self.prior)
-        return StudentOutput(stacked, heads, fused, batch.present)
+        return torch.stack(features, 1)
+
+    def speak(self, features: Tensor, present: Tensor) -> StudentOutput:
+        """Returns what heads and fusion make of features [B, M, d] of the modalities present, bool [B, M]."""
+        logits = torch.stack([head(features[:, at]) for at, head in enumerate(self.heads.values())], 1)
+        heads = centred(self.task.type, logits * present[:, :, None])
+        fused = self.fusion(features, heads, present, self.weights(), self.prior)
+        return StudentOutput(features, heads, fused, present)
+
+    def forward(self, batch: Batch) -> StudentOutput:
+        """Returns what the student says of a batch."""
+        return self.speak(self.features(batch), batch.present)
 
 
 def block_of(parameter: str) -> str:

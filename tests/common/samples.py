@@ -17,6 +17,7 @@ from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, ge
 from torch import Tensor
 
 from common.config import (
+    BalanceConfig,
     Config,
     DistillConfig,
     FederationConfig,
@@ -65,6 +66,7 @@ def make_config(kind: TaskType = "binary", modalities: Sequence[str] = tuple(MOD
         "teach": TeachConfig(rounds=2, training={"default": TRAINING}),
         "distill": DistillConfig(epochs=4, training=TRAINING),
         "weights": weights,
+        "balance": BalanceConfig(),
         "refine": RefineConfig(rounds=1, training=TRAINING),
         "federation": FederationConfig(),
         "split": SplitConfig(),

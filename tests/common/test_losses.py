@@ -13,7 +13,16 @@ from torch import Tensor
 
 from common.config import DistillConfig
 from common.data.cohort import Batch
-from common.learning.losses import Lesson, distillation_loss, pairwise_loss, student_loss, task_loss
+from common.learning.losses import (
+    BALANCE_LIMIT,
+    Lesson,
+    betas,
+    distillation_loss,
+    pairwise_loss,
+    student_loss,
+    task_loss,
+    unlearned,
+)
 from common.models.student import StudentOutput
 from common.task import TaskType
 from tests.common.samples import KINDS, OUTPUTS
@@ -155,6 +164,18 @@ def test_only_the_pupil_of_a_pair_moves() -> None:
     assert x.grad[0].flatten().tolist() == pytest.approx([0, 0, 0.25, -0.25, 0, 0])
 
 
+def test_the_released_codes_gate_is_the_ratio_of_the_weights_and_tells_omega_nothing() -> None:
+    omega = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64, requires_grad=True)
+    w = omega.detach().softmax(0)
+    far = {(0, 1): 2.5, (0, 2): 1.5, (1, 2): 2.0}
+    expected = sum(d * (w[i] / w[j] + w[j] / w[i]).item() for (i, j), d in far.items())
+    everything = torch.ones(1, 3, dtype=torch.bool)
+    loss = pairwise_loss(features().requires_grad_(), everything, omega, 0.5, "ratio")
+    assert loss.item() == pytest.approx(expected)
+    loss.sum().backward()
+    assert omega.grad is None
+
+
 def test_pairwise_distillation_tells_omega_which_modality_should_teach() -> None:
     omega = torch.tensor([0.1, -0.3, 0.2], dtype=torch.float64, requires_grad=True)
     everything = torch.ones(1, 3, dtype=torch.bool)
@@ -178,7 +199,7 @@ def test_the_students_loss_is_the_sum_of_the_terms_whose_modality_is_present(kin
     batch = Batch({}, present, labels)
     generator = torch.Generator().manual_seed(5)
     c = len(OUTPUTS[kind])
-    lesson = Lesson(torch.randn(4, 2, c, generator=generator), taught, torch.randn(4, c, generator=generator))
+    lesson = Lesson(torch.randn(4, 2, c, generator=generator), taught, torch.randn(4, c, generator=generator), torch.zeros(c))
     omega = torch.tensor([[0.4, -0.4]])
     config = DistillConfig(labels=0.6, alpha=0.7, beta=0.3, gamma=1.3, delta=0.2, temperature=T, tau=0.5)
     expected = 0.0
@@ -201,9 +222,36 @@ def test_without_labels_only_the_teachers_speak_and_without_teachers_only_the_la
     present = torch.ones(4, 2, dtype=torch.bool)
     output, labels = student_says(kind, present), draw_labels(kind, 4)
     batch = Batch({}, present, labels if kind == "multiclass" else labels.float())
-    lesson = Lesson(output.unimodal.clone(), present, output.fused.clone())
+    lesson = Lesson(output.unimodal.clone(), present, output.fused.clone(), torch.zeros(len(OUTPUTS[kind])))
     config, omega = DistillConfig(delta=0.0, labels=1.0), torch.zeros(1, 2)
     assert student_loss(kind, output, batch, lesson, omega, config, labelled=False).item() == pytest.approx(0, abs=1e-6)
     labels_alone = student_loss(kind, output, batch, None, omega, config)
     assert labels_alone.item() == pytest.approx(student_loss(kind, output, batch, lesson, omega, config).item(), abs=1e-5)
     assert labels_alone.item() > 0.1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_unlearned_is_one_at_the_prior_and_zero_at_the_teacher(kind: TaskType) -> None:
+    teacher, prior = logits(kind, 1), logits(kind, 2)[0]
+    assert unlearned(kind, prior.expand_as(teacher), teacher, prior, T).item() == pytest.approx(1)
+    assert unlearned(kind, teacher, teacher, prior, T).item() == pytest.approx(0, abs=1e-9)
+    half = (teacher + prior) / 2
+    assert 0 < unlearned(kind, half, teacher, prior, T).item() < 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_balance_by_distillation_pulls_hardest_where_most_is_left_to_learn(kind: TaskType) -> None:
+    present = torch.ones(4, 2, dtype=torch.bool)
+    output = student_says(kind, present)
+    c = len(OUTPUTS[kind])
+    near = output.unimodal[:, 0] * 1.1
+    lesson = Lesson(torch.stack([near, -3 * output.unimodal[:, 1]], 1), present, output.fused, torch.zeros(c))
+    config = DistillConfig(beta=0.6, temperature=T)
+    equal = betas(kind, output, lesson, config, "none")
+    assert equal.tolist() == pytest.approx([0.6, 0.6])
+    pulled = betas(kind, output, lesson, config, "distillation")
+    assert pulled[1] > 0.6 > pulled[0] >= 0.6 / BALANCE_LIMIT - 1e-6
+    alone = Lesson(lesson.unimodal, torch.tensor([[True, False]] * 4), lesson.consilium, lesson.prior)
+    assert betas(kind, output, alone, config, "distillation")[0].item() == pytest.approx(0.6)
+    learned = Lesson(output.unimodal.clone(), present, output.fused, torch.zeros(c))
+    assert betas(kind, output, learned, config, "distillation").isfinite().all()

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from common.config import Config
 from common.data.cohort import Batch
-from common.learning.lessons import Teaching, student_hypergradient
-from common.learning.losses import student_loss
-from common.learning.modality_weights import Evidence, OmegaAdam, hypergradient, outer_loss, random_patterns
+from common.learning.lessons import Teaching, weights_gradient
+from common.learning.losses import student_loss, task_loss
+from common.learning.modality_weights import Evidence, OmegaAdam, hypergradient, outer_loss, random_patterns, scaling_gradient
 from common.models.ensemble import Calibration
 from common.models.student import Student, StudentOutput
 from common.task import TaskType
@@ -100,7 +100,7 @@ def test_a_drawn_hypergradient_depends_on_the_generator_alone() -> None:
 
     def draw(seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
-        return student_hypergradient(student, train, meta, config, teaching=None, generator=generator)[0]
+        return weights_gradient(student, train, meta, config, teaching=None, generator=generator)[0]
 
     torch.manual_seed(0)
     first = draw(5)
@@ -133,10 +133,47 @@ def test_patterns_are_drawn_per_sample_and_reach_every_subset() -> None:
     assert drawn.float().mean(0).tolist() == pytest.approx([2 / 3] * 3, abs=0.04)
 
 
+def test_one_pattern_for_the_whole_batch_where_that_is_asked_for() -> None:
+    present = torch.tensor([[True, True, True], [True, True, False], [False, False, True]]).repeat(20, 1)
+    seen = set()
+    for seed in range(200):
+        drawn = random_patterns(present, 1.0, torch.Generator().manual_seed(seed), by_batch=True)
+        assert drawn.any(1).all()
+        assert not (drawn & ~present).any()
+        assert torch.equal(drawn, drawn[:3].repeat(20, 1))
+        seen.add(tuple(drawn[0].tolist()))
+    assert len(seen) == 7
+
+
 def test_the_share_says_how_many_samples_are_cut() -> None:
     present = torch.ones(4000, 3, dtype=torch.bool)
     drawn = random_patterns(present, 0.3, torch.Generator().manual_seed(0))
     assert (drawn.sum(1) < 3).float().mean().item() == pytest.approx(0.3 * 2 / 3, abs=0.03)
+
+
+@pytest.mark.parametrize("fusion", ["joint", "weighted", "late"])
+@pytest.mark.parametrize("per_output", [False, True])
+def test_the_released_codes_gradient_is_that_of_scaling_the_features_by_the_weights(fusion: str, per_output: bool) -> None:
+    setting = Setting("multiclass", fusion, per_output=per_output)
+    before = copy.deepcopy(setting.student.state_dict())
+    gradient, value = scaling_gradient(setting.student, setting.meta)
+    omega, h = setting.student.omega.clone(), 1e-5
+
+    def loss(at: Tensor) -> float:
+        with torch.no_grad():
+            scaled = setting.student.features(setting.meta) * at.softmax(1).mean(0)[:, None]
+            output = setting.student.speak(scaled, setting.meta.present)
+            return task_loss("multiclass", output.prediction(), setting.meta.labels).mean().item()
+
+    assert value == pytest.approx(loss(omega))
+    for at in torch.cartesian_prod(torch.arange(omega.shape[0]), torch.arange(3)).reshape(-1, 2).tolist():
+        shift = torch.zeros_like(omega)
+        shift[tuple(at)] = h
+        assert gradient[tuple(at)].item() == pytest.approx(
+            (loss(omega + shift) - loss(omega - shift)) / (2 * h), rel=1e-4, abs=1e-8
+        )
+    assert gradient.abs().max() > 1e-6
+    assert all(torch.equal(before[n], t) for n, t in setting.student.state_dict().items())
 
 
 def test_omegas_step_does_not_depend_on_the_size_of_the_hypergradient() -> None:

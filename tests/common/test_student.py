@@ -35,7 +35,9 @@ def loss_and_gradients(student: Student, batch: Batch) -> tuple[StudentOutput, T
     prior = torch.zeros(len(student.task.outputs))
     said = consilium(logits, batch.present, student.weights(), initial_calibration(student.task, prior))
     output = student(batch)
-    loss = student_loss(kind, output, batch, Lesson(logits, batch.present, said), student.omega, make_config(kind).distill)
+    loss = student_loss(
+        kind, output, batch, Lesson(logits, batch.present, said, student.prior), student.omega, make_config(kind).distill
+    )
     return output, loss, list(torch.autograd.grad(loss, list(student.parameters()), allow_unused=False))
 
 
