@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-Kind = Literal["image", "series", "text", "table"]
+Kind = Literal["image", "series", "text", "table", "audio"]
 TaskType = Literal["binary", "multilabel", "multiclass"]
 STRICT = ConfigDict(extra="forbid")
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
@@ -43,6 +43,11 @@ class Modality:
         pixels: Edge length to which an image is resampled (``image``).
         buckets: Number of hash buckets for words (``text``).
         tokens: Words kept per text; the rest is cut (``text``).
+        sample_rate: Samples per second in Hz; faster recordings are resampled to it, slower ones are a fault (``audio``).
+        coefficients: Mel-frequency cepstral coefficients per frame (``audio``).
+        frames: Frames kept from the start of a recording; shorter ones are padded (``audio``).
+        window_ms: Length of a frame in milliseconds (``audio``).
+        hop_ms: From the start of a frame to that of the next, in milliseconds (``audio``).
     """
 
     kind: Kind
@@ -52,6 +57,11 @@ class Modality:
     pixels: int = Field(default=32, ge=8)
     buckets: int = Field(default=2048, ge=16)
     tokens: int = Field(default=128, ge=1)
+    sample_rate: int = Field(default=8000, ge=1000)
+    coefficients: int = Field(default=20, ge=2, le=40)
+    frames: int = Field(default=48, ge=4)
+    window_ms: float = Field(default=32.0, ge=4)
+    hop_ms: float = Field(default=16.0, ge=1)
 
     @model_validator(mode="after")
     def _features_where_needed(self) -> Modality:

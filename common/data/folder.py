@@ -154,6 +154,7 @@ def _stack(values: dict[int, NDArray[np.generic]], rows: int, modality: Modality
     shape, fill = {
         "table": ((table_columns(modality),), np.nan),
         "series": ((modality.steps, len(modality.features)), np.nan),
+        "audio": ((modality.frames, modality.coefficients), np.nan),
         "text": ((modality.tokens,), 0),
         "image": ((1, modality.pixels, modality.pixels), np.nan),
     }[modality.kind]

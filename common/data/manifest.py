@@ -12,6 +12,7 @@ A folder of patients holds ``manifest.yaml`` and a patient table (CSV or Parquet
       cxr:       {kind: image, column: cxr}                          # the cell holds a path: DICOM or PNG
       labs:      {kind: series, column: labs, key: visit_id, time: hour,
                   variables: {creatinine: {column: crea, unit: mg/dL}}}
+      cough:     {kind: audio, column: cough}                        # a path: WAV or FLAC
       notes:     {kind: text, column: note}                          # a path; `inline: true`: the text itself
       admission: {kind: table, column: admission, key: visit_id,     # a path; without `column`: the patient table
                   variables: {age: {column: age, unit: a}, sex: {column: sex, codes: {M: male, F: female}}}}

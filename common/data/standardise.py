@@ -7,6 +7,7 @@ kind     raw                                  model-ready, float32
 ======== ==================================== =======================================================
 table    [N, D], NaN where missing            [N, 2, D]: standardised values (0 where missing), missing flags minus their mean
 series   [N, T, F], NaN where missing         [N, 2, T, F]: standardised values (0 where missing), observation masks
+audio    [N, T, K], NaN behind the end        [N, 2, T, K]: standardised values (0 behind the end), observation masks
 text     [N, L] hashed word ids, 0 pads       [N, 2, L]: ids, inverse document frequencies
 image    [N, 1, H, W] in [0, 1]               [N, 1, H, W]: standardised by the pooled mean and deviation
 ======== ==================================== =======================================================
@@ -55,7 +56,7 @@ class Moments:
 
 
 def visits_behind(modality: Modality, raw: Tensor) -> Float:
-    """Returns the visits with at least one observation of every feature of a series, table or image, float64 [D]."""
+    """Returns the visits with at least one observation of every feature, float64 [D]."""
     if modality.kind in ("text", "image"):
         return np.array([float(len(raw))])
     observed = ~raw.isnan()
@@ -74,7 +75,7 @@ def moments(modality: Modality, raw: Tensor) -> Moments:
         seen[:, 0] = 0.0
         frequency = seen.mean(0).numpy() if len(raw) else np.zeros(modality.buckets)
         return Moments(np.full(modality.buckets, float(len(raw))), frequency, frequency * (1 - frequency))
-    columns = raw.shape[-1] if modality.kind in ("table", "series") else 1
+    columns = raw.shape[-1] if modality.kind in ("table", "series", "audio") else 1
     flat = raw.double().reshape(-1, columns)
     seen = ~flat.isnan()
     count = seen.sum(0).double()

@@ -156,7 +156,13 @@ def _gate(task: Task, reply: EnrolReply) -> str | None:
 
 
 def _no_moments(modality: Modality) -> Arrays:
-    columns = {"text": modality.buckets, "table": table_columns(modality), "series": len(modality.features), "image": 1}
+    columns = {
+        "text": modality.buckets,
+        "table": table_columns(modality),
+        "series": len(modality.features),
+        "image": 1,
+        "audio": modality.coefficients,
+    }
     return {name: np.zeros(columns[modality.kind]) for name in ("count", "mean", "variance")}
 
 

@@ -39,6 +39,8 @@ MODALITIES = {
     "labs": Modality("series", {"crea": Feature("mg/dL"), "hr": Feature("/min")}, steps=6),
     "note": Modality("text", buckets=64, tokens=8),
 }
+SPEECH = Modality("audio", frames=12, coefficients=8)
+EVERY_KIND = {**MODALITIES, "speech": SPEECH}
 OUTPUTS: dict[TaskType, tuple[str, ...]] = {
     "binary": ("death",),
     "multilabel": ("aki", "shock"),
@@ -85,6 +87,10 @@ def make_inputs(modality: Modality, size: int, generator: torch.Generator) -> Te
     if modality.kind == "text":
         ids = torch.randint(0, modality.buckets, (size, modality.tokens), generator=generator)
         return torch.stack([ids.float(), 1 + (ids > 0) * torch.rand(ids.shape, generator=generator)], 1)
+    if modality.kind == "audio":
+        frames = torch.randint(4, modality.frames + 1, (size, 1), generator=generator)
+        heard = (torch.arange(modality.frames) < frames).float()[:, :, None].expand(-1, -1, modality.coefficients)
+        return torch.stack([normal(modality.frames, modality.coefficients) * heard, heard], 1)
     shape = (table_columns(modality),) if modality.kind == "table" else (modality.steps, len(modality.features))
     seen = torch.rand(size, *shape, generator=generator) < 0.8
     flags = seen.float() if modality.kind == "series" else (~seen).float()
@@ -127,7 +133,7 @@ def doubled(batch: Batch) -> Batch:
 
 def every_encoder() -> list[tuple[str, str]]:
     """Modality and architecture, for all that are registered."""
-    return [(n, a) for n, m in MODALITIES.items() for a in architectures(m.kind)]
+    return [(n, a) for n, m in EVERY_KIND.items() for a in architectures(m.kind)]
 
 
 def write_dicom(path: Path, pixels: np.ndarray[Any, Any], photometric: str = "MONOCHROME2", **tags: Any) -> None:

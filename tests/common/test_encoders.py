@@ -15,14 +15,14 @@ from common.models.encoders.text import bag_of_words
 from common.models.registry import Encoder, architectures, build_encoder, build_fusion, fusions
 from common.models.student import Student, parameters_of
 from common.models.teacher import Teacher
-from tests.common.samples import MODALITIES, MODEL, every_encoder, make_inputs, make_task
+from tests.common.samples import EVERY_KIND, MODALITIES, MODEL, every_encoder, make_inputs, make_task
 
 WIDTH = 4
 
 
 def make_teacher(name: str, architecture: str) -> Teacher:
     torch.manual_seed(0)
-    teacher = Teacher(MODALITIES[name], architecture, 3, width=WIDTH, dropout=0.0)
+    teacher = Teacher(EVERY_KIND[name], architecture, 3, width=WIDTH, dropout=0.0)
     with torch.no_grad():  # some start at zero, where gradients vanish
         for p in teacher.parameters():
             p += 0.1 * torch.randn(p.shape)
@@ -30,21 +30,21 @@ def make_teacher(name: str, architecture: str) -> Teacher:
 
 
 def draw(name: str, size: int, seed: int = 0) -> Tensor:
-    return make_inputs(MODALITIES[name], size, torch.Generator().manual_seed(seed))
+    return make_inputs(EVERY_KIND[name], size, torch.Generator().manual_seed(seed))
 
 
 def leaves(module: nn.Module) -> Iterator[nn.Module]:
     return (m for m in module.modules() if not list(m.children()))
 
 
-@pytest.mark.parametrize("kind", ["image", "series", "table", "text"])
+@pytest.mark.parametrize("kind", ["image", "series", "table", "text", "audio"])
 def test_every_kind_has_a_linear_a_small_and_a_base_teacher_and_a_compact_student(kind: str) -> None:
     assert {"linear", "small", "base", "compact"} <= set(architectures(kind))
 
 
 @pytest.mark.parametrize(("name", "architecture"), every_encoder())
 def test_an_encoder_maps_any_number_of_patients_to_its_features_and_leaves_its_input_alone(name: str, architecture: str) -> None:
-    encoder = build_encoder(MODALITIES[name], architecture, WIDTH, 0.1).eval()
+    encoder = build_encoder(EVERY_KIND[name], architecture, WIDTH, 0.1).eval()
     x = draw(name, 5)
     before = x.clone()
     features = encoder(x)
@@ -88,7 +88,7 @@ def test_a_virtual_step_can_be_differentiated_through_an_encoder(name: str, arch
     assert second != 0
 
 
-@pytest.mark.parametrize("name", MODALITIES)
+@pytest.mark.parametrize("name", EVERY_KIND)
 def test_teachers_grow_with_their_name_and_the_compact_encoder_is_no_larger_than_the_base_one(name: str) -> None:
     sizes = {a: parameters_of(make_teacher(name, a)) for a in ("compact", "small", "base")}
     assert sizes["small"] <= sizes["base"]
@@ -97,8 +97,8 @@ def test_teachers_grow_with_their_name_and_the_compact_encoder_is_no_larger_than
 
 def test_a_linear_teacher_starts_at_the_prior_wherever_it_is_built() -> None:
     prior = torch.tensor([-1.0, 0.5, 0.5])
-    for name in ("admission", "labs", "note", "cxr"):
-        teacher = Teacher(MODALITIES[name], "linear", 3, width=WIDTH, dropout=0.1, prior=prior)
+    for name in EVERY_KIND:
+        teacher = Teacher(EVERY_KIND[name], "linear", 3, width=WIDTH, dropout=0.1, prior=prior)
         assert torch.equal(teacher(draw(name, 2)), prior.expand(2, 3))
 
 

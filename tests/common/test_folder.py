@@ -263,7 +263,8 @@ def test_a_patient_table_that_cannot_be_used_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("place", "text"), [("nowhere.csv", "does not exist"), ("../outside.csv", "leaves"), ("bad.csv", "cannot be read")]
+    ("place", "text"),
+    [("nowhere.csv", "does not exist"), ("../outside.csv", "leaves"), ("bad.csv", "not in encoding 'utf-8'; save")],
 )
 def test_a_patient_table_that_cannot_be_read_is_refused(tmp_path: Path, place: str, text: str) -> None:
     task = make_task(modalities=ADMISSION)

@@ -8,13 +8,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from common.data.ingest.audio import read_audio
 from common.data.ingest.frames import Frames, IngestError, inside
 from common.data.ingest.image import read_image
 from common.data.ingest.series import bin_series
 from common.data.ingest.table import read_table
-from common.data.ingest.text import hash_words
+from common.data.ingest.text import hash_words, read_text
 from common.data.manifest import Source
-from common.task import Modality
+from common.task import Kind, Modality
 
 __all__ = ["Frames", "IngestError", "Reader", "reader"]
 
@@ -36,15 +37,11 @@ def reader(folder: Path, source: Source, modality: Modality, frames: Frames) -> 
     def image(cell: str, visit: str) -> NDArray[np.generic]:
         return read_image(inside(folder, cell), modality.pixels)
 
+    def audio(cell: str, visit: str) -> NDArray[np.generic]:
+        return read_audio(inside(folder, cell), modality)
+
     def text(cell: str, visit: str) -> NDArray[np.generic]:
-        if source.inline:
-            return hash_words(cell, modality.buckets, modality.tokens)
-        try:
-            words = inside(folder, cell).read_text(encoding=source.encoding)
-        except (UnicodeDecodeError, LookupError):
-            raise IngestError(f"the text is not in encoding '{source.encoding}'") from None
-        except OSError as error:
-            raise IngestError(f"the text cannot be read ({type(error).__name__})") from None
+        words = cell if source.inline else read_text(inside(folder, cell), source.encoding)
         return hash_words(words, modality.buckets, modality.tokens)
 
     def series(cell: str, visit: str) -> NDArray[np.generic] | None:
@@ -53,4 +50,5 @@ def reader(folder: Path, source: Source, modality: Modality, frames: Frames) -> 
     def table(cell: str, visit: str) -> NDArray[np.generic]:
         return read_table(frames.rows(inside(folder, cell), source.key, visit), source, modality)
 
-    return {"image": image, "text": text, "series": series, "table": table}[modality.kind]
+    readers: dict[Kind, Reader] = {"image": image, "audio": audio, "text": text, "series": series, "table": table}
+    return readers[modality.kind]

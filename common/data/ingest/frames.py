@@ -42,6 +42,8 @@ def read_frame(path: Path) -> pd.DataFrame:
     """
     try:
         return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    except UnicodeDecodeError:
+        raise IngestError("the file is not in encoding 'utf-8'; save it in that encoding, or as Parquet") from None
     except Exception as error:  # pandas and pyarrow raise many kinds, whose texts may quote cells
         raise IngestError(f"the file cannot be read as {path.suffix[1:] or 'CSV'} ({type(error).__name__})") from None
 

@@ -37,10 +37,11 @@ def read_image(path: Path, pixels: int) -> NDArray[np.generic]:
     except IngestError:
         raise
     except Exception as error:  # pydicom's and Pillow's plug-ins raise many kinds, whose texts may quote headers
-        raise IngestError(f"the image cannot be read ({type(error).__name__})") from None
+        remedy = "export it again as DICOM, PNG or JPEG, or leave the cell empty"
+        raise IngestError(f"the image cannot be read ({type(error).__name__}); {remedy}") from None
     low, high = np.percentile(grey, [1, 99])
-    if high <= low:
-        raise IngestError("the image is empty: all grey values are equal")
+    if not high > low:  # also where a rescale slope makes NaN of it
+        raise IngestError("the image is empty: all grey values are equal; export it again, or leave the cell empty")
     scaled = np.clip((grey - low) / (high - low), 0, 1).astype(np.float32)
     resampled = Image.fromarray(scaled).resize((pixels, pixels), Image.Resampling.BOX)
     return np.asarray(resampled, dtype=np.float32)[None]
@@ -55,6 +56,6 @@ def _dicom(path: Path) -> NDArray[np.float64]:
     dataset = pydicom.dcmread(path)
     pixels = dataset.pixel_array
     if pixels.ndim != 2 or dataset.PhotometricInterpretation not in GREY:
-        raise IngestError("the image has colours or several frames, a single grey frame is expected")
+        raise IngestError("the image has colours or several frames, a single grey frame is expected; export one frame in grey")
     grey = np.asarray(apply_modality_lut(pixels, dataset), dtype=np.float64)
     return -grey if dataset.PhotometricInterpretation == "MONOCHROME1" else grey

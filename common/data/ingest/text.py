@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,30 @@ from numpy.typing import NDArray
 from common.data.ingest.frames import IngestError
 
 WORD = re.compile(r"\w+", re.UNICODE)
+
+
+def read_text(path: Path, encoding: str) -> str:
+    """Returns a text file.
+
+    Args:
+        path: The file.
+        encoding: Its encoding, as the manifest names it.
+
+    Raises:
+        IngestError: If the file is in another encoding, or cannot be read.
+    """
+    try:
+        text = path.read_text(encoding=encoding)
+    except LookupError:
+        raise IngestError(f"the manifest's 'encoding' {encoding!r} is none that is known; write utf-8 or latin-1, say") from None
+    except UnicodeError:
+        text = "\0"
+    except OSError as error:
+        raise IngestError(f"the text cannot be read ({type(error).__name__}); let the user of this process read it") from None
+    if "\0" in text:  # UTF-16 may pass for UTF-8
+        remedy = "save it in that encoding, or name its own in the manifest ('encoding')"
+        raise IngestError(f"the text is not in encoding '{encoding}'; {remedy}")
+    return text
 
 
 def hash_words(text: str, buckets: int, tokens: int) -> NDArray[np.generic]:
@@ -30,7 +55,7 @@ def hash_words(text: str, buckets: int, tokens: int) -> NDArray[np.generic]:
 
     words = WORD.findall(text.lower())[:tokens]
     if not words:
-        raise IngestError("the text holds no word")
+        raise IngestError("the text holds no word; leave the cell empty where there is no text")
     ids = np.zeros(tokens, dtype=np.int64)
     ids[: len(words)] = [murmurhash3_32(w, seed=0, positive=True) % (buckets - 1) + 1 for w in words]
     return ids

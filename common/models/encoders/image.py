@@ -67,3 +67,92 @@ class BaseImage(ConvImage):
     """A teacher with 24 to 48 channels."""
 
     channels = 24
+
+
+@encoder("image", "lenet")
+class LeNet(Encoder):
+    """The LeNet of SMIL's released code (Ma et al., AAAI 2021).
+
+    At 28 x 28 pixels, with 32 features and a head of ten classes, it has the same 6,872 parameters. Other sizes are pooled to its
+    4 x 4 feature map. The share of features dropped is the configuration's (SMIL: .5).
+    """
+
+    def __init__(self, modality: Modality, width: int, dropout: float) -> None:
+        """Args as in :func:`common.models.registry.build_encoder`."""
+        super().__init__()
+        self.features = width
+        padding = 0 if modality.pixels >= 16 else 2
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 5, kernel_size=5, padding=padding),
+            nn.MaxPool2d(2),
+            nn.ReLU(),
+            nn.Conv2d(5, 10, kernel_size=5, padding=padding),
+            nn.Dropout(dropout),
+            nn.AdaptiveMaxPool2d(4),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(160, width),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 1, H, W] -> [B, width]."""
+        out: Tensor = self.layers(x)
+        return out
+
+
+@encoder("image", "resnet")
+class ResidualImage(Encoder):
+    """MONAI's residual network with three strided units of two convolutions, GroupNorm and 16 to 64 channels.
+
+    Not MONAI's ``ResNet``: its blocks hold BatchNorm whatever norm is asked for, which DP-SGD cannot train.
+    """
+
+    def __init__(self, modality: Modality, width: int, dropout: float) -> None:
+        """Args as in :func:`common.models.registry.build_encoder`."""
+        from monai.networks.nets.regressor import Regressor  # here: it takes seconds
+
+        super().__init__()
+        self.features = width
+        self.network = Regressor(
+            in_shape=(1, modality.pixels, modality.pixels),
+            out_shape=(width,),
+            channels=(16, 32, 64),
+            strides=(2, 2, 2),
+            num_res_units=2,
+            act=("relu", {"inplace": False}),
+            norm=("group", {"num_groups": 4}),
+            dropout=dropout or None,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 1, H, W] -> [B, width]."""
+        out: Tensor = self.network(x)
+        return out
+
+
+@encoder("image", "densenet")
+class DenseNetImage(Encoder):
+    """MONAI's densely connected network with two blocks of four layers and GroupNorm."""
+
+    def __init__(self, modality: Modality, width: int, dropout: float) -> None:
+        """Args as in :func:`common.models.registry.build_encoder`."""
+        from monai.networks.nets.densenet import DenseNet  # here: it takes seconds
+
+        super().__init__()
+        self.features = width
+        self.network = DenseNet(
+            spatial_dims=2,
+            in_channels=1,
+            out_channels=width,
+            init_features=16,
+            growth_rate=8,
+            block_config=(4, 4),
+            act=("relu", {"inplace": False}),
+            norm=("group", {"num_groups": 4}),
+            dropout_prob=dropout,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 1, H, W] -> [B, width]."""
+        out: Tensor = self.network(x)
+        return out

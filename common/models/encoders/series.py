@@ -1,15 +1,21 @@
-"""Encoders of time series: inputs [B, 2, T, F], standardised values (0 where missing) and observation masks."""
+"""Encoders of time series: inputs [B, 2, T, F], standardised values (0 where missing) and observation masks.
+
+``linear``, ``compact``, ``small`` and ``base`` rest on summaries over time; ``conv``, ``attention`` and ``gru`` read every step.
+Where a site trains under DP-SGD, prefer ``conv`` or ``attention``: recurrent layers cost several times as much there.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from common.models.attention import AttentionBlock, Positions, mean_token
 from common.models.encoders.table import WideDeep, deviations
 from common.models.registry import Encoder, encoder
 from common.task import Modality
 
 SUMMARIES = 9
+CHANNELS = 32
 
 
 def summaries(x: Tensor) -> Tensor:
@@ -93,3 +99,94 @@ class BaseSeries(SmallSeries):
     """A wider :class:`SmallSeries`."""
 
     channels = 96
+
+
+def steps_since(seen: Tensor) -> Tensor:
+    """Returns the time since a variable was last observed, as a share of the series (as in GRU-D; Che et al. 2018).
+
+    Args:
+        seen: Observation masks [B, T, F].
+
+    Returns:
+        [B, T, F]; 0 where observed, counted from the start before the first observation.
+    """
+    length = seen.shape[1]
+    step = torch.arange(1, length + 1, device=seen.device, dtype=seen.dtype)[None, :, None]
+    latest = (step * seen).cummax(1).values
+    return (step - latest) / length
+
+
+def step_features(x: Tensor) -> Tensor:
+    """Returns values, observation masks and time since the last observation of every step, [B, 2, T, F] -> [B, T, 3 F]."""
+    value, seen = x[:, 0], x[:, 1]
+    return torch.cat([value.tanh() * seen, seen, steps_since(seen)], dim=2)
+
+
+@encoder("series", "conv")
+class ConvSeries(Encoder):
+    """Three Conv1d layers over the steps, of growing reach."""
+
+    def __init__(self, modality: Modality, width: int, dropout: float) -> None:
+        """Args as in :func:`common.models.registry.build_encoder`."""
+        super().__init__()
+        self.features = width
+        layers: list[nn.Module] = []
+        before = 3 * len(modality.features)
+        for reach in (1, 2, 4):
+            layers += [
+                nn.Conv1d(before, CHANNELS, kernel_size=3, padding=reach, dilation=reach),
+                nn.GroupNorm(4, CHANNELS),
+                nn.GELU(),
+            ]
+            before = CHANNELS
+        self.convolutions = nn.Sequential(*layers)
+        self.out = nn.Sequential(nn.Dropout(dropout), nn.Linear(3 * CHANNELS, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 2, T, F] -> [B, width]."""
+        maps = self.convolutions(step_features(x).transpose(1, 2))
+        out: Tensor = self.out(torch.cat([maps.mean(2), maps.amax(2), maps[:, :, -1]], dim=1))
+        return out
+
+
+@encoder("series", "attention")
+class AttentionSeries(Encoder):
+    """A small Transformer encoder with one token per step."""
+
+    def __init__(self, modality: Modality, width: int, dropout: float) -> None:
+        """Args as in :func:`common.models.registry.build_encoder`."""
+        super().__init__()
+        self.features = width
+        self.tokens = nn.Linear(3 * len(modality.features), CHANNELS)
+        self.positions = Positions(modality.steps, CHANNELS)
+        self.blocks = nn.ModuleList(AttentionBlock(CHANNELS, dropout) for _ in range(2))
+        self.out = nn.Sequential(nn.LayerNorm(CHANNELS), nn.Dropout(dropout), nn.Linear(CHANNELS, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 2, T, F] -> [B, width]."""
+        tokens = self.positions(self.tokens(step_features(x)))
+        every = tokens.new_ones(tokens.shape[:2])
+        for block in self.blocks:
+            tokens = block(tokens, every)
+        out: Tensor = self.out(mean_token(tokens, every))
+        return out
+
+
+@encoder("series", "gru")
+class RecurrentSeries(Encoder):
+    """A gated recurrent unit over the steps, Opacus' own: PyTorch's has no gradient per sample."""
+
+    def __init__(self, modality: Modality, width: int, dropout: float) -> None:
+        """Args as in :func:`common.models.registry.build_encoder`."""
+        from opacus.layers import DPGRU  # here: it takes seconds
+
+        super().__init__()
+        self.features = width
+        self.recurrent = DPGRU(3 * len(modality.features), CHANNELS, batch_first=True)
+        self.out = nn.Sequential(nn.Dropout(dropout), nn.Linear(CHANNELS, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 2, T, F] -> [B, width]."""
+        states, _ = self.recurrent(step_features(x))
+        out: Tensor = self.out(states[:, -1])
+        return out

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from common.models.attention import AttentionBlock, Positions, mean_token
 from common.models.registry import Encoder, encoder
 from common.task import Modality
 
@@ -77,4 +78,33 @@ class ConvText(Encoder):
         maps = functional.gelu(self.phrases(self.words(x[:, 0].long()).transpose(1, 2) * seen)) * seen
         wide: Tensor = self.wide(bag_of_words(x, self.buckets))
         deep: Tensor = self.out(maps.amax(2))
+        return wide + deep
+
+
+@encoder("text", "attention")
+class AttentionText(Encoder):
+    """A small Transformer encoder over the words, beside the bag of words.
+
+    A word enters scaled by its inverse document frequency and counts by it in the mean; one that nobody may name is not attended
+    to.
+    """
+
+    def __init__(self, modality: Modality, width: int, dropout: float) -> None:
+        """Args as in :func:`common.models.registry.build_encoder`."""
+        super().__init__()
+        self.features, self.buckets = width, modality.buckets
+        inner = 2 * width
+        self.words = nn.Embedding(modality.buckets, inner)
+        self.positions = Positions(modality.tokens, inner)
+        self.block = AttentionBlock(inner, dropout)
+        self.out = nn.Sequential(nn.LayerNorm(inner), nn.Dropout(dropout), nn.Linear(inner, width))
+        self.wide = nn.Linear(modality.buckets, width)
+        nn.init.zeros_(self.wide.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 2, L] -> [B, width]."""
+        ids, weights = x[:, 0].long(), x[:, 1] * (x[:, 0] > 0)
+        tokens = self.positions(self.words(ids) * weights[:, :, None])
+        deep: Tensor = self.out(mean_token(self.block(tokens, weights), weights))
+        wide: Tensor = self.wide(bag_of_words(x, self.buckets))
         return wide + deep
