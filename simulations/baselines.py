@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +23,12 @@ from common.data.folder import open_cohort
 from common.data.manifest import FILE_NAME, REFERENCE_FOLDER, hospital_folders, load_manifest
 from common.data.standardise import Standardisation, pool
 from common.evaluation.predictions import STUDENT, Speaker, student_speaker
-from common.learning.lessons import log_odds, train_student
-from common.learning.loop import derive_seed, fit
+from common.learning.lessons import log_odds, train_student, train_teacher
+from common.learning.loop import Fit, derive_seed, fit
 from common.learning.losses import task_loss
 from common.models.registry import build_encoder
 from common.models.student import Student, parameters_of
-from common.models.teacher import start_at
+from common.models.teacher import Teacher, start_at
 from server.aggregation import weighted_mean
 from server.distillation import new_student
 
@@ -57,12 +57,14 @@ class Trained:
         parameters: Of one network.
         bytes_per_site: Site -> bytes moved.
         curves: Losses over time.
+        weights: Modality weights over time, if it learns any.
     """
 
     speaker: Callable[[str], tuple[Speaker, Standardisation]]
     parameters: int
     bytes_per_site: dict[str, int]
     curves: list[dict[str, object]]
+    weights: list[dict[str, object]] = field(default_factory=list)
 
 
 def open_consortium(sites: Path, config: Config) -> Consortium:
@@ -103,6 +105,48 @@ def central(consortium: Consortium) -> Trained:
     pooled = concatenate(c for _, c in sorted(consortium.training.items()))
     student, scaling, curve = _alone(consortium.config, pooled, "central")
     return Trained(lambda site: (student_speaker(student), scaling), parameters_of(student), {}, curve)
+
+
+def unimodal(consortium: Consortium) -> Trained:
+    """Trains the student's encoder and head of every modality by itself, on the labels of all patients that hold it.
+
+    Where several modalities are present it says the mean of their logits.
+    """
+    config = consortium.config
+    task, model = config.task, config.model
+    scaling, prior = common_ground(consortium.training.values())
+    pooled = concatenate(c for _, c in sorted(consortium.training.items())).standardised(scaling)
+    networks: dict[str, Teacher] = {}
+    curves: list[dict[str, object]] = []
+    for name, modality in task.modalities.items():
+        seed = derive_seed(config.seed, "unimodal", name)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            architecture = model.student[modality.kind]
+            network = Teacher(modality, architecture, len(task.outputs), width=model.width, dropout=model.dropout, prior=prior)
+        held = pooled.holding(name)
+        result = train_teacher(
+            network,
+            name,
+            held.part("train"),
+            config.distill.training,
+            epochs=config.distill.epochs,
+            seed=seed,
+            validation=held.part("validation"),
+        )
+        networks[name] = network
+        curves += _curves(result, name)
+
+    def logits(batch: Batch) -> Tensor:
+        heads = []
+        for at, (name, network) in enumerate(networks.items()):
+            held = batch.present[:, at].nonzero().squeeze(1)
+            said = network(batch.inputs[name][held])
+            heads.append(said.new_zeros(len(batch), said.shape[1]).index_copy(0, held, said))
+        return torch.stack(heads, 1).sum(1) / batch.present.sum(1, keepdim=True)
+
+    size = sum(map(parameters_of, networks.values()))
+    return Trained(lambda site: (Speaker(STUDENT, logits), scaling), size, {}, curves)
 
 
 def local(consortium: Consortium) -> Trained:
@@ -196,6 +240,7 @@ BASELINES: Mapping[str, Callable[[Consortium], Trained]] = {
     "fedavg": fedavg,
     "central": central,
     "central-full": central,
+    "unimodal": unimodal,
 }
 
 
@@ -230,10 +275,16 @@ def _alone(config: Config, cohort: Cohort, place: str) -> tuple[Student, Standar
         seed=derive_seed(config.seed, "baseline", place),
         validation=ready.part("validation"),
     )
-    curves: list[dict[str, object]] = []
-    for split, losses in (("train", result.training), ("validation", result.validation)):
-        curves += [{"phase": "train", "round": e, "group": place, "split": split, "loss": v} for e, v in enumerate(losses)]
-    return student, scaling, curves
+    return student, scaling, _curves(result, place)
+
+
+def _curves(result: Fit, group: str) -> list[dict[str, object]]:
+    losses = [("train", result.training), ("validation", result.validation)]
+    return [
+        {"phase": "train", "round": e, "group": group, "split": split, "loss": v}
+        for split, vs in losses
+        for e, v in enumerate(vs)
+    ]
 
 
 def _reading_only(student: Student, known: Tensor) -> Speaker:

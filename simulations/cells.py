@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 
 from client.site import OWN_FOLDER
 from common.arrays import write_json
-from common.config import Config, DistillConfig, RefineConfig, WeightsConfig, load_config, to_json
+from common.config import BalanceConfig, Config, DistillConfig, RefineConfig, WeightsConfig, load_config, to_json
 from common.data.ingest.frames import read_frame
 from common.data.manifest import hospital_folders, load_manifest
 from common.errors import ConsiliumError
@@ -26,17 +27,22 @@ from common.models.student import Student, parameters_of
 from server import checkpoint
 from server.record import Record
 from server.run import CONFIG_FILE, read_config
-from simulations.baselines import BASELINES, open_consortium
+from simulations.baselines import BASELINES, Consortium, Trained, open_consortium
 from simulations.inproc import run_inproc
+from simulations.metakd import metakd_faithful
 from simulations.workers import RUN_FOLDER, Job, Work
 
 RUNS: dict[str, tuple[str, ...]] = {
     "student": (),
     "student-uniform": ("weights=uniform",),
+    "student-metakd": ("weights=metakd",),
     "student-no-kd": ("distill.beta=0", "distill.gamma=0", "distill.delta=0", "distill.labels=1", "weights.start=uniform"),
     "teachers": ("distill.epochs=0", "refine.rounds=0"),
 }
 """Methods that are a run of the five phases -> overrides. Without teachers the labels must do all the work, at the sites too."""
+
+ALONE: Mapping[str, Callable[[Consortium], Trained]] = {**BASELINES, "metakd-faithful": metakd_faithful}
+"""Methods that are no run of the five phases."""
 
 DEBUG = ("teach.rounds=2", "distill.epochs=2", "refine.rounds=1")
 FLOWER_TIMEOUT_S = 3600.0
@@ -44,7 +50,7 @@ FLOWER_TIMEOUT_S = 3600.0
 
 def methods() -> list[str]:
     """Returns the names of all methods."""
-    return sorted([*RUNS, *BASELINES])
+    return sorted([*RUNS, *ALONE])
 
 
 def run_cell(work: Work, job: Job) -> None:
@@ -155,7 +161,7 @@ def _begin_behind_teaching(work: Work, job: Job, config: Config) -> bool:
 def _up_to_teaching(config: Config) -> Config:
     """Returns a configuration without what matters only after the teach phase."""
     distill = DistillConfig(reference=config.distill.reference)
-    return replace(config, distill=distill, weights=WeightsConfig(), refine=RefineConfig())
+    return replace(config, distill=distill, weights=WeightsConfig(), balance=BalanceConfig(), refine=RefineConfig())
 
 
 def collect_predictions(sites: Path, run: str) -> pd.DataFrame:
@@ -191,14 +197,19 @@ def _with_patients(folder: Path, predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def _baseline(method: str, config: Config, sites: Path) -> tuple[dict[str, Any], pd.DataFrame]:
-    if method not in BASELINES:
+    if method not in ALONE:
         raise ConsiliumError(f"There is no method '{method}'. Known: {', '.join(methods())}")
     consortium = open_consortium(sites, config)
-    trained = BASELINES[method](consortium)
+    trained = ALONE[method](consortium)
     folders = {load_manifest(f).site: f for f in hospital_folders(sites)}
     frames = []
     for site, cohort in consortium.testing.items():
         speaker, scaling = trained.speaker(site)
         frames.append(_with_patients(folders[site], predict_patterns(cohort.standardised(scaling), [speaker])))
-    said = {"parameters": trained.parameters, "bytes_per_site": trained.bytes_per_site, "weights": [], "curves": trained.curves}
+    said = {
+        "parameters": trained.parameters,
+        "bytes_per_site": trained.bytes_per_site,
+        "weights": trained.weights,
+        "curves": trained.curves,
+    }
     return said, pd.concat(frames, ignore_index=True)

@@ -77,13 +77,8 @@ class Student(nn.Module):
         return self.omega.softmax(1)
 
     def features(self, batch: Batch) -> Tensor:
-        """Returns f_m, [B, M, d]: only the encoders of the modalities present run, what an absent one holds cannot matter."""
-        features = []
-        for at, name in enumerate(self.task.modalities):
-            held = batch.present[:, at].nonzero().squeeze(1)
-            feature = self.encoders[name](batch.inputs[name][held])
-            features.append(feature.new_zeros(len(batch), feature.shape[1]).index_copy(0, held, feature))
-        return torch.stack(features, 1)
+        """Returns f_m, [B, M, d]."""
+        return encode(self.encoders, batch)
 
     def speak(self, features: Tensor, present: Tensor) -> StudentOutput:
         """Returns what heads and fusion make of features [B, M, d] of the modalities present, bool [B, M]."""
@@ -95,6 +90,19 @@ class Student(nn.Module):
     def forward(self, batch: Batch) -> StudentOutput:
         """Returns what the student says of a batch."""
         return self.speak(self.features(batch), batch.present)
+
+
+def encode(encoders: nn.ModuleDict, batch: Batch) -> Tensor:
+    """Returns features [B, M, d], zero where absent.
+
+    Every encoder runs on the patients that hold its modality only: what an absent one holds cannot matter.
+    """
+    features = []
+    for at, (name, encoder) in enumerate(encoders.items()):
+        held = batch.present[:, at].nonzero().squeeze(1)
+        feature = encoder(batch.inputs[name][held])
+        features.append(feature.new_zeros(len(batch), feature.shape[1]).index_copy(0, held, feature))
+    return torch.stack(features, 1)
 
 
 def block_of(parameter: str) -> str:

@@ -77,27 +77,44 @@ class LeNet(Encoder):
     4 x 4 feature map. The share of features dropped is the configuration's (SMIL: .5).
     """
 
+    times = 1
+
     def __init__(self, modality: Modality, width: int, dropout: float) -> None:
         """Args as in :func:`common.models.registry.build_encoder`."""
         super().__init__()
-        self.features = width
+        self.features = self.times * width
         padding = 0 if modality.pixels >= 16 else 2
         self.layers = nn.Sequential(
-            nn.Conv2d(1, 5, kernel_size=5, padding=padding),
+            nn.Conv2d(1, 5 * self.times, kernel_size=5, padding=padding),
             nn.MaxPool2d(2),
             nn.ReLU(),
-            nn.Conv2d(5, 10, kernel_size=5, padding=padding),
+            nn.Conv2d(5 * self.times, 10 * self.times, kernel_size=5, padding=padding),
             nn.Dropout(dropout),
             nn.AdaptiveMaxPool2d(4),
             nn.ReLU(),
             nn.Flatten(),
-            nn.Linear(160, width),
+            nn.Linear(160 * self.times, self.features),
+            nn.ReLU(),
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, 1, H, W] -> [B, width]."""
+        """[B, 1, H, W] -> [B, features]."""
         out: Tensor = self.layers(x)
         return out
+
+
+@encoder("image", "lenet2")
+class LeNet2(LeNet):
+    """A teacher: :class:`LeNet` with everything twice as wide."""
+
+    times = 2
+
+
+@encoder("image", "lenet4")
+class LeNet4(LeNet):
+    """A teacher: :class:`LeNet` with everything four times as wide."""
+
+    times = 4
 
 
 @encoder("image", "resnet")
