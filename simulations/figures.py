@@ -118,7 +118,7 @@ def _forest(results: Results, found: Sequence[Finding], metric: str) -> Figure:
     axes.tick_params(axis="y", length=0)
     shown = [e for e in EFFECT_STYLES if e in {f.effect for f in found}]
     handles = [Line2D([], [], color=EFFECT_STYLES[e][0], marker=EFFECT_STYLES[e][1], label=EFFECT_WORDS[e]) for e in shown]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(handles), frameon=False)
     what = f"paired differences in {name} on the same patients, 95 % intervals, {_seeds(results)}"
     _title(figure, results, f"what every part of the main setting is worth: {what}")
     return figure

@@ -14,6 +14,7 @@ from simulations.tables import bounds_of, pooled, verdict
 
 Effect = Literal["helps", "hurts", "not resolved"]
 EFFECTS: Mapping[str, Effect] = {"better": "helps", "worse": "hurts", "not resolved": "not resolved"}
+MOST_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Finding:
         difference: Main setting minus this one, on the same patients.
         effect: What the main setting's choice does.
         parameters: Parameters of the student.
-        combinations: Effect -> combinations of modalities on which it is resolved.
+        combinations: Effect -> combinations of modalities on which the main setting's choice has it.
     """
 
     factor: str
@@ -42,8 +43,11 @@ class Finding:
 
     @property
     def elsewhere(self) -> str:
-        """What is resolved on single combinations of modalities, in words."""
-        return "; ".join(f"{e} on {', '.join(p)}" for e, p in self.combinations.items() if p) or "-"
+        """What is resolved on single combinations of modalities, in words; many are counted."""
+        resolved = {e: p for e, p in self.combinations.items() if p and e != "not resolved"}
+        every = sum(map(len, self.combinations.values()))
+        said = {e: ", ".join(p) if len(p) <= MOST_NAMED else f"{len(p)} of {every}" for e, p in resolved.items()}
+        return "; ".join(f"{e} on {names}" for e, names in said.items()) or "-"
 
 
 def effect(comparison: Comparison) -> Effect:
@@ -79,8 +83,5 @@ def _finding(results: Results, told: Mapping[str, Any], metric: str) -> Finding:
         difference=bounds_of(whole) if whole else None,
         effect=effect(whole) if whole else None,
         parameters=own.parameters if own else None,
-        combinations={
-            "helps": tuple(p for p, c in against.items() if effect(c) == "helps"),
-            "hurts": tuple(p for p, c in against.items() if effect(c) == "hurts"),
-        },
+        combinations={e: tuple(p for p, c in against.items() if effect(c) == e) for e in EFFECTS.values()},
     )

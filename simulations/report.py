@@ -39,7 +39,11 @@ Written by `consilium-bench report` from the files in `docs/results/`, which it 
 
 Metrics are means over seeds ± their standard deviation, with 95 % intervals from resampled patients. A difference is paired: both
 methods on the same test patients. It is *resolved* if its interval excludes 0; what is not resolved may be small, or too few
-patients may have been tested. No interval is corrected for the number of comparisons.
+patients may have been tested. Intervals hold the chance of who was tested; that of training is told by the spread over seeds
+alone. No interval is corrected for the number of comparisons.
+
+An ablation changes one factor of the main setting at a time; *helps* means that the main setting's choice is resolved better. These
+are test patients: a setting that is better here was not chosen for it, and choosing it now would be choosing on them.
 """
 WORDS: dict[Effect, tuple[str, str]] = {
     "helps": ("What helps", "the main setting is better than"),
