@@ -1,7 +1,8 @@
 """Runs a benchmark: plans its cells, resumes where an earlier run stopped, and writes what was found.
 
-A run directory ``NAME/<time>/`` holds ``bench.json`` (the plan), ``prepared/`` (what the sites of each split hold), ``cells/``,
-``results.json`` and ``figures/``. The sites themselves lie in ``sites/`` only as long as a cell needs them.
+A run directory ``NAME/<time>/``, of an ablation ``NAME-ablation/<time>/``, holds ``bench.json`` (the plan), ``prepared/`` (what
+the sites of each split hold), ``cells/``, ``results.json`` and ``figures/``. The sites themselves lie in ``sites/`` only as long
+as a cell needs them.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import fcntl
 import hashlib
 import json
 import os
+import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import cache
 from pathlib import Path
+from statistics import mean
 from typing import Any, BinaryIO
 
 from rich.console import Console
@@ -24,8 +27,9 @@ from rich.console import Console
 from common.arrays import write_json
 from common.errors import ConsiliumError, nearest
 from common.evaluation.results import load_results
+from simulations.ablations import MAIN, Ablation, of_factors
 from simulations.benchmarks.base import Benchmark, get
-from simulations.figures import draw_figures
+from simulations.figures import draw_ablation, draw_figures
 from simulations.results import Cell, load_cell
 from simulations.scores import build_results
 from simulations.workers import Job, RunCell, Work, run_jobs
@@ -60,7 +64,7 @@ class Plan:
 
     def jobs(self) -> list[Job]:
         """Returns every cell, those of one split beside each other, students last: they begin behind a teach phase."""
-        methods = sorted(self.methods, key=lambda method: method.startswith("student"))
+        methods = sorted(self.methods, key=lambda method: method.startswith(MAIN))
         return [Job(m, s, f) for s in self.seeds for f in self.folds for m in methods]
 
     def as_json(self) -> dict[str, Any]:
@@ -103,6 +107,7 @@ def newest_finished(name: str, out: Path | None = None) -> Path:
 def run(
     name: str,
     *,
+    ablate: bool = False,
     seeds: int | None = None,
     only: Sequence[str] = (),
     debug: bool = False,
@@ -117,8 +122,9 @@ def run(
 
     Args:
         name: Name of the benchmark.
+        ablate: Whether to run the student and its ablations, not the methods that are compared with it.
         seeds: Number of seeds; the benchmark's own number by default.
-        only: Methods to run; all by default.
+        only: Methods to run, or factors to ablate; all by default.
         debug: One seed, the first fold, short training: to see whether it works, not how well.
         runtime: ``inproc`` or ``flwr``.
         variant: Variant of the benchmark.
@@ -131,46 +137,65 @@ def run(
         The run directory, and the cells that failed. What the others found is on disk all the same.
 
     Raises:
-        ConsiliumError: If the benchmark, a method or the variant is unknown, or its data cannot be prepared.
+        ConsiliumError: If the benchmark, a method, a factor or the variant is unknown, or its data cannot be prepared.
     """
     benchmark = get(name)
-    plan = make_plan(benchmark, seeds=seeds, only=only, debug=debug, runtime=runtime, variant=variant)
-    with _open_run(plan, runs_root(out) / name) as folder:
+    plan = make_plan(benchmark, ablate=ablate, seeds=seeds, only=only, debug=debug, runtime=runtime, variant=variant)
+    with _open_run(plan, runs_root(out) / (f"{name}-ablation" if ablate else name)) as folder:
         work = Work(benchmark, folder, variant, runtime, debug, run_cell)
         run_jobs(work, plan.jobs(), workers or (1 if runtime == "flwr" else os.cpu_count() or 1), console or Console())
         cells, missing = _collect(plan, work)
         results = build_results(
-            benchmark,
+            replace(benchmark, methods=plan.methods, published=()) if ablate else benchmark,
             cells,
             seeds=plan.seeds,
             folds=plan.folds,
             variant=variant,
-            prepared=[work.prepared(job.split) for job in plan.jobs() if job.method == plan.methods[0]],
-            run={"title": benchmark.title, "runtime": runtime, "debug": debug, "code": plan.code, "missing": missing},
-        )
-        draw_figures(results, cells, folder / "figures")
+            prepared=_prepared(plan, work, plan.methods[0]),
+            run={
+                "title": benchmark.title, "runtime": runtime, "debug": debug, "code": plan.code, "missing": missing,
+                "command": _command(plan, only, ablate=ablate),
+                "ablations": [_told(a, _prepared(plan, work, a.name)) for a in _ablations(benchmark, plan)] if ablate else [],
+            },
+            every_pattern=ablate,
+        )  # fmt: skip
+        if ablate:
+            draw_ablation(results, folder / "figures")
+        else:
+            draw_figures(results, cells, folder / "figures")
         write_json(folder / "results.json", results.model_dump(mode="json"))
     return Outcome(folder, missing)
 
 
 def make_plan(
-    benchmark: Benchmark, *, seeds: int | None, only: Sequence[str], debug: bool, runtime: str, variant: str | None
+    benchmark: Benchmark,
+    *,
+    ablate: bool = False,
+    seeds: int | None,
+    only: Sequence[str],
+    debug: bool,
+    runtime: str,
+    variant: str | None,
 ) -> Plan:
     """Returns the plan that the command line asks for; see :func:`run`.
 
     Raises:
-        ConsiliumError: If a method or the variant is unknown, naming the nearest.
+        ConsiliumError: If a method, a factor or the variant is unknown, naming the nearest.
     """
-    for method in only:
+    for method in () if ablate else only:
         if method not in benchmark.methods:
             raise ConsiliumError(f"Benchmark '{benchmark.name}' has no method '{method}'{nearest(method, benchmark.methods)}")
+    if ablate:
+        methods = (MAIN, *(a.name for a in of_factors(benchmark.ablations, only)))
+    else:
+        methods = tuple(m for m in benchmark.methods if not only or m in only)
     if variant not in benchmark.variants:
         hint = nearest(str(variant), [v for v in benchmark.variants if v])
         raise ConsiliumError(f"Benchmark '{benchmark.name}' has no variant '{variant}'{hint}")
     return Plan(
         benchmark=benchmark.name,
         variant=variant,
-        methods=tuple(m for m in benchmark.methods if not only or m in only),
+        methods=methods,
         seeds=tuple(range(seeds or (1 if debug else benchmark.seeds))),
         folds=tuple(range(1 if debug else benchmark.folds)),
         debug=debug,
@@ -235,6 +260,32 @@ def _is_finished(folder: Path) -> bool:
         return not load_results(folder / "results.json").environment.get("missing")
     except ConsiliumError:
         return False
+
+
+def _command(plan: Plan, only: Sequence[str], *, ablate: bool) -> str:
+    """Returns the command line that makes a run again."""
+    words = ["consilium-bench", "ablate" if ablate else "run", plan.benchmark, "--seeds", str(len(plan.seeds))]
+    words += [word for name in only for word in ("--only", name)] + (["--variant", plan.variant] if plan.variant else [])
+    return shlex.join(words + (["--runtime", plan.runtime] if plan.runtime != "inproc" else []))
+
+
+def _ablations(benchmark: Benchmark, plan: Plan) -> list[Ablation]:
+    return [a for a in benchmark.ablations if a.name in plan.methods]
+
+
+def _told(ablation: Ablation, prepared: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns an ablation as it stands in the results: a reference set's share with the size that came of it."""
+    told = asdict(ablation)
+    if ablation.reference:
+        sizes = [p["n"]["reference"] for p in prepared]
+        what = next(iter(sizes[0]))
+        told["setting"] += f": {round(mean(size[what] for size in sizes)):,} {what}"
+    return told
+
+
+def _prepared(plan: Plan, work: Work, method: str) -> list[dict[str, Any]]:
+    """Returns what ``prepare`` said of the splits of a method, the first seed's folds first."""
+    return [work.prepared(work.split(job)) for job in plan.jobs() if job.method == method]
 
 
 def _collect(plan: Plan, work: Work) -> tuple[list[Cell], dict[str, str]]:

@@ -27,19 +27,21 @@ from common.models.student import Student, parameters_of
 from server import checkpoint
 from server.record import Record
 from server.run import CONFIG_FILE, read_config
+from simulations.ablations import MAIN, METAKD, NO_KD, UNIFORM
 from simulations.baselines import BASELINES, Consortium, Trained, open_consortium
+from simulations.benchmarks.base import Benchmark
 from simulations.inproc import run_inproc
 from simulations.metakd import metakd_faithful
 from simulations.workers import RUN_FOLDER, Job, Work
 
 RUNS: dict[str, tuple[str, ...]] = {
-    "student": (),
-    "student-uniform": ("weights=uniform",),
-    "student-metakd": ("weights=metakd",),
-    "student-no-kd": ("distill.beta=0", "distill.gamma=0", "distill.delta=0", "distill.labels=1", "weights.start=uniform"),
+    MAIN: (),
+    "student-uniform": UNIFORM,
+    "student-metakd": METAKD,
+    "student-no-kd": NO_KD,
     "teachers": ("distill.epochs=0", "refine.rounds=0"),
 }
-"""Methods that are a run of the five phases -> overrides. Without teachers the labels must do all the work, at the sites too."""
+"""Methods of every benchmark that are a run of the five phases -> overrides."""
 
 ALONE: Mapping[str, Callable[[Consortium], Trained]] = {**BASELINES, "metakd-faithful": metakd_faithful}
 """Methods that are no run of the five phases."""
@@ -49,8 +51,13 @@ FLOWER_TIMEOUT_S = 3600.0
 
 
 def methods() -> list[str]:
-    """Returns the names of all methods."""
+    """Returns the names of the methods of every benchmark."""
     return sorted([*RUNS, *ALONE])
+
+
+def _runs(benchmark: Benchmark) -> dict[str, tuple[str, ...]]:
+    """Returns the methods that are a run of the five phases, ablations too -> overrides."""
+    return RUNS | {a.name: a.overrides for a in benchmark.ablations}
 
 
 def run_cell(work: Work, job: Job) -> None:
@@ -66,17 +73,18 @@ def run_cell(work: Work, job: Job) -> None:
     """
     torch.set_num_threads(1)
     started = time.monotonic()
+    runs = _runs(work.benchmark)
     overrides = [
         f"seed={job.seed}",
-        *work.benchmark.overrides.get(job.method, ()),
+        *work.benchmark.overrides.get(MAIN if work.benchmark.ablation(job.method) else job.method, ()),
         *(DEBUG if work.debug else ()),
-        *RUNS.get(job.method, ()),  # last: they are what makes it this method
+        *runs.get(job.method, ()),  # last: they are what makes it this method
     ]
     config = load_config(work.benchmark.experiment, overrides)
-    if job.method in RUNS:
+    if job.method in runs:
         said, predictions = _federated(work, job, config, overrides)
     else:
-        said, predictions = _baseline(job.method, config, work.sites(job.split))
+        said, predictions = _baseline(job.method, config, work.sites(work.split(job)))
     out = work.cell(job)
     predictions.to_parquet(out / "predictions.parquet", index=False)
     head = work.head(job) | {"seconds": round(time.monotonic() - started, 1)}
@@ -85,7 +93,7 @@ def run_cell(work: Work, job: Job) -> None:
 
 def _federated(work: Work, job: Job, config: Config, overrides: list[str]) -> tuple[dict[str, Any], pd.DataFrame]:
     """Runs the five phases and collects the predictions from the hospitals' folders, which a simulation owns."""
-    experiment, sites, out = work.benchmark.experiment, work.sites(job.split), work.cell(job)
+    experiment, sites, out = work.benchmark.experiment, work.sites(work.split(job)), work.cell(job)
     run_dir = out / RUN_FOLDER
     shutil.rmtree(run_dir, ignore_errors=True)
     taught = _begin_behind_teaching(work, job, config)
@@ -131,8 +139,9 @@ def _begin_behind_teaching(work: Work, job: Job, config: Config) -> bool:
     Returns:
         Whether there was such a cell.
     """
-    run_dir, prepared = work.cell(job) / RUN_FOLDER, work.sites(job.split).stat().st_mtime
-    for other in (replace(job, method=m) for m in RUNS if m != job.method):
+    run_dir, prepared = work.cell(job) / RUN_FOLDER, work.sites(work.split(job)).stat().st_mtime
+    others = (replace(job, method=m) for m in _runs(work.benchmark) if m != job.method)
+    for other in (o for o in others if work.split(o) == work.split(job)):
         source = work.cell(other) / RUN_FOLDER
         # Sites that were prepared anew since have other checksums: they would not go on with a run of the old ones.
         if work.fault(other) is None and (source / checkpoint.STATE_FILE).stat().st_mtime > prepared:

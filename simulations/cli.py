@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,11 +14,22 @@ from rich.table import Table
 
 from common import terminal
 from common.errors import ConsiliumError
-from common.evaluation.intervals import Interval
-from common.evaluation.results import Comparison, Results, Row, load_results
-from simulations import bench
+from common.evaluation.results import Comparison, Results, load_results
+from simulations import bench, report
 from simulations.benchmarks.base import benchmarks, get
-from simulations.figures import NAMES
+from simulations.findings import Finding, findings, is_ablation
+from simulations.tables import (
+    NAMES,
+    bounds_of,
+    count,
+    difference,
+    figure,
+    lone_teachers,
+    main_metrics,
+    method_lines,
+    spread,
+    verdict,
+)
 
 app = terminal.command_line(__doc__)
 Name = Annotated[str, typer.Argument(help="Benchmark; see 'list'.")]
@@ -53,13 +62,42 @@ def run_benchmark(
 ) -> None:
     """Runs a benchmark, or resumes its newest unfinished run with the same plan; ends with its table and figures."""
     console = terminal.console()
-    outcome = bench.run(name, seeds=seeds, only=only or (), debug=debug, runtime=runtime, variant=variant, console=console)
+    _ended(bench.run(name, seeds=seeds, only=only or (), debug=debug, runtime=runtime, variant=variant, console=console), console)
+
+
+def _ended(outcome: bench.Outcome, console: Console) -> None:
+    """Shows what a run found; raises ConsiliumError if cells are missing."""
     show(load_results(outcome.folder / "results.json"), outcome.folder, console)
     if outcome.missing:
         raise ConsiliumError(
             f"{len(outcome.missing)} cell(s) failed and are missing above. cell.json and cell.log in their folders say why. "
             "The same command tries them again."
         )
+
+
+@app.command("ablate")
+def ablate_benchmark(
+    name: Name,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds; the benchmark's own by default.")] = None,
+    only: Annotated[list[str] | None, typer.Option(metavar="FACTOR", help="Only this factor; may be repeated.")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="One seed, one fold, short training: whether it works.")] = False,
+) -> None:
+    """Changes one factor of the student at a time; resumes its newest unfinished run; ends with table and figure."""
+    console = terminal.console()
+    _ended(bench.run(name, ablate=True, seeds=seeds, only=only or (), debug=debug, console=console), console)
+
+
+@app.command("report")
+def report_results(
+    runs: Annotated[
+        list[Path] | None, typer.Option("--from", metavar="RUN", help="Finished run directory to keep; may be repeated.")
+    ] = None,
+    docs: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the documentation.")] = Path("docs"),
+) -> None:
+    """Keeps the results of finished runs under docs/results/ and writes docs/results.md from everything kept there."""
+    for run in runs or ():
+        typer.echo(f"Kept {report.keep(run, docs)}")
+    typer.echo(f"Written {report.write(docs)}")
 
 
 @app.command("table")
@@ -78,11 +116,14 @@ def table_of_run(
 def show(results: Results, folder: Path, console: Console) -> None:
     """Prints what a run found: on which data, every method, and our student against the others."""
     _show_head(results, console)
-    pooled = [r for r in results.rows if r.site is None and r.fold is None and r.output is None]
-    metrics = list(dict.fromkeys(r.metric for r in pooled if not r.published))[:2]
-    console.print(_methods(results, pooled, metrics))
-    if results.comparisons:
-        console.print(_comparisons([c for c in results.comparisons if c.metric in metrics]))
+    metrics = main_metrics(results)
+    if is_ablation(results):
+        for metric in metrics:
+            console.print(_ablation(findings(results, metric), metric))
+    else:
+        console.print(_methods(results, metrics))
+        if results.comparisons:
+            console.print(_comparisons([c for c in results.comparisons if c.metric in metrics]))
     console.print(f"Results: {folder / 'results.json'}\nFigures: {folder / 'figures'}", soft_wrap=True, highlight=False)
 
 
@@ -106,7 +147,7 @@ def _show_head(results: Results, console: Console) -> None:
         console.print(f"[bold red]MISSING[/bold red] {cell}: {escape(str(reason))}", soft_wrap=True)
 
 
-def _methods(results: Results, pooled: list[Row], metrics: list[str]) -> Table:
+def _methods(results: Results, metrics: list[str]) -> Table:
     """Returns the table of methods on every test visit with what it has; unimodal teachers on the visits that they can read."""
     generated = ", GENERATED DATA" if results.data == "generated" else ""
     table = Table(title="Mean ± sd over seeds [95 % interval, patients resampled]", title_justify="left")
@@ -116,28 +157,45 @@ def _methods(results: Results, pooled: list[Row], metrics: list[str]) -> Table:
     for head in (*(NAMES.get(m, m) for m in metrics), "parameters", "per site"):
         table.add_column(head, justify="right", overflow="fold")
     table.add_column("evidence", overflow="fold")
-    lone = _lone_teachers(r.method for r in pooled)
-    shown = [r for r in pooled if r.method not in lone and (r.published or r.pattern == "all" or r.method.startswith("teacher:"))]
-    for method, pattern, published in dict.fromkeys((r.method, r.pattern, r.published) for r in shown):
-        rows = {r.metric: r for r in shown if (r.method, r.pattern, r.published) == (method, pattern, published)}
-        first = next(iter(rows.values()))
+    for line in method_lines(results):
+        first = line.first
         table.add_row(
-            method,
-            pattern,
-            _count(first.n),
-            *(_figure(rows.get(m)) for m in metrics),
-            _count(first.parameters),
+            line.method,
+            line.pattern,
+            count(first.n),
+            *(escape(figure(line.rows.get(m))) for m in metrics),
+            count(first.parameters),
             "-" if first.bytes_per_site is None else decimal(round(first.bytes_per_site)),
-            escape(published or f"this run{generated}"),
+            escape(first.published or f"this run{generated}"),
         )
     return table
 
 
-def _lone_teachers(methods: Iterable[str]) -> set[str]:
-    """Returns the teachers that are all of their modality's ensemble: a line of their own would only repeat it."""
-    teachers = sorted({m for m in methods if m.startswith("teacher:") and "/" in m})
-    number = Counter(m.split("/")[0] for m in teachers)
-    return {m for m in teachers if number[m.split("/")[0]] == 1}
+def _ablation(found: list[Finding], metric: str) -> Table:
+    """Returns the table of an ablation: settings by factor, and what the main setting's choice does."""
+    name = NAMES.get(metric, metric)
+    table = Table(title=f"{name}: main setting minus each other, same patients [95 % interval]", title_justify="left")
+    for head in ("factor", "setting"):
+        table.add_column(head, overflow="fold")
+    for head in (f"{name} ± sd", "difference", "parameters"):
+        table.add_column(head, justify="right", overflow="fold")
+    for head in ("main setting", "by combination of modalities"):
+        table.add_column(head, overflow="fold")
+    before = ""
+    for f in found:
+        if f.factor != before:
+            table.add_section()
+        table.add_row(
+            f.factor if f.factor != before else "",
+            escape(f.setting),
+            spread(f.mean, f.sd),
+            escape(difference(f.difference)),
+            count(f.parameters),
+            f.effect or "-",
+            f.elsewhere,
+        )
+        before = f.factor
+    return table
 
 
 def _comparisons(comparisons: list[Comparison]) -> Table:
@@ -146,26 +204,10 @@ def _comparisons(comparisons: list[Comparison]) -> Table:
         table.add_column(head, overflow="fold")
     table.add_column("difference", justify="right", overflow="fold")
     table.add_column("verdict", overflow="fold")
-    lone = _lone_teachers(c.b for c in comparisons)
+    lone = lone_teachers(c.b for c in comparisons)
     for c in (c for c in comparisons if c.b not in lone):
-        bounds = Interval(c.difference, *c.ci95)
-        difference = f"{c.difference:+.3f} \\[{bounds.low:+.3f}, {bounds.high:+.3f}]"
-        table.add_row(c.a, c.b, c.pattern, NAMES.get(c.metric, c.metric), difference, bounds.verdict)
+        table.add_row(c.a, c.b, c.pattern, NAMES.get(c.metric, c.metric), escape(difference(bounds_of(c))), verdict(c))
     return table
-
-
-def _figure(row: Row | None) -> str:
-    if row is None:
-        return "-"
-    if row.mean is None:
-        return "not found"
-    sd = "" if row.sd is None else f" ± {row.sd:.3f}"
-    bounds = "" if row.ci95 is None else f" \\[{row.ci95[0]:.3f}, {row.ci95[1]:.3f}]"
-    return f"{row.mean:.3f}{sd}{bounds}"
-
-
-def _count(number: float | None) -> str:
-    return "-" if number is None else f"{round(number):,}"
 
 
 def main() -> None:

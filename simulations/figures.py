@@ -16,11 +16,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from common.evaluation.results import Results, Weight
+from simulations.findings import Finding, findings
 from simulations.results import Cell
 from simulations.scores import OURS
+from simulations.tables import NAMES, difference, main_metrics
 
 # Okabe and Ito's palette without yellow and black: told apart with any common colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -30,7 +33,12 @@ PHASES = ("teaching", "distilling", "refining")
 BY_EPOCH = ("distilling", "train")  # the other phases go by rounds
 LOSSES = {"train": "train\n(all terms\nof the loss)", "validation": "validation\n(task loss)"}
 STYLE: Any = {"font.size": 9, "axes.titlesize": 9, "figure.titlesize": 11, "axes.spines.top": False, "axes.spines.right": False}
-NAMES = {"auroc": "AUROC", "auprc": "AUPRC", "accuracy": "Accuracy", "f1": "F1"}
+EFFECT_STYLES = {"helps": (COLOURS[0], "o"), "hurts": (COLOURS[1], "s"), "not resolved": ("#777777", "D")}
+EFFECT_WORDS = {
+    "helps": "the main setting is better",
+    "hurts": "the main setting is worse",
+    "not resolved": "not resolved",
+}
 DOTS_PER_INCH = 150
 LEAST_WIDTH = 6.5
 LETTERS_PER_INCH = 10
@@ -66,6 +74,54 @@ def draw_figures(results: Results, cells: Sequence[Cell], folder: Path) -> list[
         for name, figure in figures.items():
             figure.savefig(folder / f"{name}.png", dpi=DOTS_PER_INCH)
     return [folder / f"{name}.png" for name in figures]
+
+
+def draw_ablation(results: Results, folder: Path) -> list[Path]:
+    """Draws what every ablated factor is worth, one PNG file ``ablation-METRIC.png`` for each of the first two metrics.
+
+    Args:
+        results: What the ablation found.
+        folder: Where the files go.
+
+    Returns:
+        The files; none of a metric in which nothing could be compared.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    with mpl.rc_context(STYLE):
+        for metric in main_metrics(results):
+            found = [f for f in findings(results, metric) if f.difference is not None]
+            if found:
+                _forest(results, found, metric).savefig(folder / f"ablation-{metric}.png", dpi=DOTS_PER_INCH)
+                files.append(folder / f"ablation-{metric}.png")
+    return files
+
+
+def _forest(results: Results, found: Sequence[Finding], metric: str) -> Figure:
+    """Draws one line per setting: the paired difference with its interval, settings of one factor beside each other."""
+    figure = Figure(figsize=(9.5, 2.0 + 0.3 * len(found)), layout="constrained")
+    axes = figure.add_subplot()
+    name = NAMES.get(metric, metric)
+    axes.axvline(0, color="#777777", linewidth=1, zorder=0)
+    for at, finding in enumerate(found):
+        bounds, effect = finding.difference, finding.effect
+        if bounds is None or effect is None:
+            continue
+        colour, marker = EFFECT_STYLES[effect]
+        axes.plot([bounds.low, bounds.high], [at, at], color=colour, linewidth=1.5)
+        axes.plot(bounds.estimate, at, marker, color=colour, markersize=5)
+        axes.text(1.01, at, difference(bounds), transform=axes.get_yaxis_transform(), va="center", fontsize=8, color=colour)
+    for at in [i for i in range(1, len(found)) if found[i].factor != found[i - 1].factor]:
+        axes.axhline(at - 0.5, color="#dddddd", linewidth=0.8, zorder=0)
+    axes.set_yticks(range(len(found)), [f"{f.factor}: {f.setting}" for f in found])
+    axes.set(ylim=(len(found) - 0.5, -0.5), xlabel=f"{name} of the main setting minus {name} of the ablated one")
+    axes.tick_params(axis="y", length=0)
+    shown = [e for e in EFFECT_STYLES if e in {f.effect for f in found}]
+    handles = [Line2D([], [], color=EFFECT_STYLES[e][0], marker=EFFECT_STYLES[e][1], label=EFFECT_WORDS[e]) for e in shown]
+    axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(handles), frameon=False)
+    what = f"paired differences in {name} on the same patients, 95 % intervals, {_seeds(results)}"
+    _title(figure, results, f"what every part of the main setting is worth: {what}")
+    return figure
 
 
 def _title(figure: Figure, results: Results, what: str) -> None:

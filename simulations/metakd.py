@@ -5,9 +5,9 @@ modality stands the mean of the present features. Its loss is the task's plus a 
 of the modality weights. The weights take plain gradients: on a few patients the features are multiplied by them. There are two
 stages, without and with dropping modalities at random, one draw per batch. The last iterate is used, at the test without weights.
 
-The released code segments brain tumours. For classification the settings are ShaSpec's, from the same group: 60 epochs, Adam, 1e-3,
-weight decay 1e-2, x 0.9 every 20 epochs. **Ours**, because nobody tells: batches of 32, twenty complete patients for the weights,
-stages in the proportion of the released code's. Not copied is a defect: it overwrites the mean that it has just filled in.
+The released code segments brain tumours. For classification the settings are those of ShaSpec by the same group: 60 epochs, Adam,
+1e-3, weight decay 1e-2, x 0.9 every 20 epochs. **Ours**, because nobody tells: batches of 32, twenty complete patients for the
+weights, stages in the proportion of the released code's. Not copied is a defect: it overwrites the mean that it has just filled in.
 """
 
 from __future__ import annotations

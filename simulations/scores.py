@@ -51,6 +51,7 @@ def build_results(
     variant: str | None,
     prepared: Sequence[Mapping[str, Any]],
     run: Mapping[str, Any],
+    every_pattern: bool = False,
 ) -> Results:
     """Builds the results of a run.
 
@@ -62,6 +63,7 @@ def build_results(
         variant: Variant of the plan.
         prepared: What ``prepare`` returned, the first seed's folds first.
         run: What else to tell of the run, recorded under ``environment``.
+        every_pattern: Whether the student is compared with every method on every pattern too, in the main metric.
     """
     builder = _Builder(benchmark, cells, seeds, folds, variant)
     return Results(
@@ -73,7 +75,7 @@ def build_results(
         exclusions=dict(prepared[0]["exclusions"]),
         seeds=list(seeds),
         rows=[*builder.rows(), *_published(benchmark, variant)],
-        comparisons=builder.comparisons(),
+        comparisons=builder.comparisons() + (builder.by_pattern() if every_pattern else []),
         weights=[
             Weight.model_validate({**w, "method": c.method, "seed": c.seed, "fold": c.fold}) for c in cells for w in c.weights
         ],
@@ -206,6 +208,11 @@ class _Builder:
                 found += self._compare(pattern, teachers[best], best)
         return found
 
+    def by_pattern(self) -> list[Comparison]:
+        """Returns our student against every other method on every pattern, in the main metric."""
+        others = [(method, pattern) for method, pattern in self.tables if method != OURS and pattern != ALL]
+        return [c for method, pattern in others for c in self._compare(pattern, method, pattern, self.benchmark.metrics[:1])]
+
     def _paired(self, pattern: str, other: str, other_pattern: str) -> list[tuple[_Table, _Table]]:
         """Returns per common seed the rows that our student (on ``pattern``) and the other (on its own) both predict."""
         ours, theirs = self._pooled(OURS, pattern), self._pooled(other, other_pattern)
@@ -223,12 +230,13 @@ class _Builder:
         found = [metrics(task_type, t.scores, t.labels) for _, t in self._paired(pattern, teacher, modality)]
         return float(np.mean([f.get(main, 0.0) for f in found]))
 
-    def _compare(self, pattern: str, other: str, other_pattern: str) -> list[Comparison]:
+    def _compare(self, pattern: str, other: str, other_pattern: str, wanted: Sequence[str] | None = None) -> list[Comparison]:
+        """Returns the paired differences in some metrics, in all of the benchmark by default."""
         pairs = self._paired(pattern, other, other_pattern)
         if not pairs:
             return []
         a, b = [p[0].sample() for p in pairs], [p[1].sample() for p in pairs]
-        found = {m: paired_difference(a, b, m, self.benchmark.task_type) for m in self.benchmark.metrics}
+        found = {m: paired_difference(a, b, m, self.benchmark.task_type) for m in wanted or self.benchmark.metrics}
         return [
             Comparison(
                 a=OURS,

@@ -28,7 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from common.arrays import write_json
 from common.errors import ConsiliumError
 from server import record
-from simulations.benchmarks.base import Benchmark
+from simulations.benchmarks.base import Benchmark, Split
 from simulations.results import load_cell
 
 UNMASKED = ("central-full",)
@@ -38,26 +38,6 @@ RUN_FOLDER = "run"
 LOOK_SECONDS = 1.0
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 DIED = "its process died, most often for want of memory; close other programs and run again: it resumes"
-
-
-@dataclass(frozen=True)
-class Split:
-    """Cells that open the same sites.
-
-    Attributes:
-        seed: Seed of the split.
-        fold: Test fold.
-        masked: Whether hospitals lack the modalities that the protocol takes from them.
-    """
-
-    seed: int
-    fold: int
-    masked: bool
-
-    @property
-    def name(self) -> str:
-        """Name of its folder."""
-        return f"{self.seed}-{self.fold}" + ("" if self.masked else "-full")
 
 
 @dataclass(frozen=True)
@@ -72,11 +52,6 @@ class Job:
     def name(self) -> str:
         """Name of its folder."""
         return f"{self.method}-{self.seed}-{self.fold}"
-
-    @property
-    def split(self) -> Split:
-        """The sites that it opens."""
-        return Split(self.seed, self.fold, self.method not in UNMASKED)
 
 
 RunCell = Callable[["Work", Job], None]
@@ -102,6 +77,12 @@ class Work:
     runtime: str
     debug: bool
     run_cell: RunCell | None
+
+    def split(self, job: Job) -> Split:
+        """Returns which sites a cell opens."""
+        ablation = self.benchmark.ablation(job.method)
+        reference = ablation.reference if ablation else None
+        return Split(job.seed, job.fold, self.variant, job.method not in UNMASKED, reference)
 
     def cell(self, job: Job) -> Path:
         """Returns the folder of a cell."""
@@ -132,7 +113,7 @@ class Work:
         """Writes the sites of a split anew."""
         shutil.rmtree(self.sites(split), ignore_errors=True)
         self.sites(split).parent.mkdir(parents=True, exist_ok=True)
-        said = self.benchmark.prepare(self.sites(split), split.seed, split.fold, self.variant, split.masked)
+        said = self.benchmark.prepare(self.sites(split), split)
         self._prepared_file(split).parent.mkdir(exist_ok=True)
         write_json(self._prepared_file(split), said)
 
@@ -189,7 +170,7 @@ class _Schedule:
         self.work, self.workers, self.progress = work, workers, progress
         self.left: dict[Split, list[Job]] = {}
         for job in todo:
-            self.left.setdefault(job.split, []).append(job)
+            self.left.setdefault(work.split(job), []).append(job)
         self.waiting, self.ready = deque(self.left), deque[Job]()
         self.running: dict[Future[Any], Job | Split] = {}
 
@@ -238,9 +219,10 @@ class _Schedule:
         if lost:
             self.work.record_failure(what, DIED)
         self.progress.ended(what, self.work.fault(what), None if lost else future.result())
-        self.left[what.split].remove(what)
-        if not self.left[what.split]:
-            shutil.rmtree(self.work.sites(what.split), ignore_errors=True)
+        split = self.work.split(what)
+        self.left[split].remove(what)
+        if not self.left[split]:
+            shutil.rmtree(self.work.sites(split), ignore_errors=True)
 
 
 class _Reader:

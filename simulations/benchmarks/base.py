@@ -15,13 +15,39 @@ from typing import Any, Literal
 import simulations.benchmarks
 from common.errors import ConsiliumError, nearest
 from common.task import TaskType
+from simulations.ablations import Ablation
 
 Mark = Literal["published", "second-hand", "not found", "measured"]
 
-Prepare = Callable[[Path, int, int, str | None, bool], dict[str, Any]]
-"""``prepare(folder, seed, fold, variant, masked)`` writes the sites of one cell as sub-folders of ``folder``.
 
-``masked``: whether the hospitals lack the modalities that the protocol takes from them. Returns a JSON-able mapping:
+@dataclass(frozen=True)
+class Split:
+    """Which sites are written; cells of one split open the same ones.
+
+    Attributes:
+        seed: Seed of the split.
+        fold: Test fold.
+        variant: Protocol of the benchmark; None is the main one.
+        masked: Whether the hospitals lack the modalities that the protocol takes from them.
+        reference: Share of the training patients in the reference set, as near as whole sites or visits allow; with 0 there is
+            none. None is the protocol's own.
+    """
+
+    seed: int
+    fold: int
+    variant: str | None = None
+    masked: bool = True
+    reference: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of its folder; all splits of a run are of one variant."""
+        reference = "" if self.reference is None else f"-reference-{self.reference * 100:g}"
+        return f"{self.seed}-{self.fold}{'' if self.masked else '-full'}{reference}"
+
+
+Prepare = Callable[[Path, Split], dict[str, Any]]
+"""``prepare(folder, split)`` writes the sites of a split as sub-folders of ``folder``. Returns a JSON-able mapping:
 
 * ``n``: role (``train``, ``reference``, ``test``; ``hospitals`` if they train and test) -> what (stays, patients, deaths, sites
   ...) -> how many in this fold;
@@ -79,6 +105,7 @@ class Benchmark:
         overrides: Method -> Hydra overrides of the experiment, so that a baseline is trained as well as the student is.
         metrics: Metrics in the order of the table, the main one first.
         published: Figures of others.
+        ablations: Other settings of single factors of the student, in the order of their table.
     """
 
     name: str
@@ -96,6 +123,11 @@ class Benchmark:
     overrides: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     metrics: tuple[str, ...] = ("auroc", "auprc", "accuracy", "f1")
     published: tuple[Published, ...] = ()
+    ablations: tuple[Ablation, ...] = ()
+
+    def ablation(self, method: str) -> Ablation | None:
+        """Returns the ablation of that name; None if it is no ablation."""
+        return next((a for a in self.ablations if a.name == method), None)
 
 
 def benchmarks() -> dict[str, Benchmark]:

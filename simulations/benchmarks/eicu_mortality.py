@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ConsiliumError
-from simulations.benchmarks.base import Benchmark, Published
+from simulations.ablations import STANDARD, references, teachers
+from simulations.benchmarks.base import Benchmark, Published, Split
 from simulations.datasets import eicu
 
 METHODS = ("student", "teachers", "student-uniform", "student-no-kd", "fedavg", "local", "central", "central-full")
@@ -22,10 +23,11 @@ TUNED = {
 }
 """Chosen for each on inner folds: docs/looks.md."""
 
+LINEAR_SMALL, EVERY_SIZE = ("linear", "small"), ("linear", "small", "base")
 ROLES = {"train": "train", "reference": "reference", "evaluate": "test"}
 
 
-def prepare(folder: Path, seed: int, fold: int, variant: str | None, masked: bool) -> dict[str, Any]:
+def prepare(folder: Path, split: Split) -> dict[str, Any]:
     """Writes one fold as hospitals; see :data:`simulations.benchmarks.base.Prepare`."""
     root = os.environ.get("CONSILIUM_DATA")
     if not root:
@@ -34,11 +36,12 @@ def prepare(folder: Path, seed: int, fold: int, variant: str | None, masked: boo
     said = eicu.write_sites(
         stays,
         folder,
-        fold=fold,
-        seed=seed,
-        cohort="all" if variant == "all-stays" else "main",
-        sites="hospital" if variant == "hospital-sites" else "network",
-        masked=masked,
+        fold=split.fold,
+        seed=split.seed,
+        cohort="all" if split.variant == "all-stays" else "main",
+        sites="hospital" if split.variant == "hospital-sites" else "network",
+        masked=split.masked,
+        reference=eicu.REFERENCE_SHARE if split.reference is None else split.reference,
     )
     return {
         "n": {ROLES[role]: counts for role, counts in said["n"].items()},
@@ -73,5 +76,12 @@ BENCHMARK = Benchmark(
         Published(APACHE, "auroc", 0.834, "measured", "stays that have one", n=1191),
         _measured(LATE_FUSION, 0.847, "all", n=2241, variant="all-stays"),
         Published(APACHE, "auroc", 0.862, "measured", "stays that have one", n=1641, variant="all-stays"),
+    ),
+    ablations=(
+        teachers("small", "small networks instead of linear ones", series=["small"], table=["small"], text=["small"]),
+        teachers("two", "linear and small", series=LINEAR_SMALL, table=LINEAR_SMALL, text=LINEAR_SMALL),
+        teachers("three", "linear, small and base", series=EVERY_SIZE, table=EVERY_SIZE, text=EVERY_SIZE),
+        *STANDARD,
+        *references(0, 0.05, 0.1),
     ),
 )

@@ -164,10 +164,11 @@ def write_sites(
     cohort: Literal["main", "all"] = "main",
     sites: Literal["network", "hospital"] = "network",
     masked: bool = True,
+    reference: float = REFERENCE_SHARE,
 ) -> dict[str, Any]:
     """Writes one fold as a folder of sites with manifests, and ``reference``.
 
-    The hospitals of the test fold only evaluate, with all modalities, under names that begin with ``test-``. A seeded fifth of
+    The hospitals of the test fold only evaluate, with all modalities, under names that begin with ``test-``. A seeded share of
     the other hospitals is the labelled reference set. The rest are the training sites: a third of them, rounded up, hold all
     modalities, the others one or two.
 
@@ -179,6 +180,7 @@ def write_sites(
         cohort: ``main``: stays still in the unit at 24 h; ``all``: every stay.
         sites: A site is a network of hospitals (region x bed size; unknown is its own) or a single hospital.
         masked: Whether training sites lack modalities; without, the same patients are at the same sites with everything.
+        reference: Share of the training hospitals that make the reference set; with 0 there is none.
 
     Returns:
         ``data_checksum``, ``cohort``, ``exclusions``, ``n`` per role and ``sites`` (role, modalities and counts per site).
@@ -195,7 +197,7 @@ def write_sites(
     if cohort == "main":
         exclusions["stays that left the unit before 24 h"] = int((~frame["main"]).sum())
         frame = frame[frame["main"]]
-    frame = _roles(frame, fold, seed, sites)
+    frame = _roles(frame, fold, seed, sites, reference)
     modalities = sorted(_sources())
     training = frame.loc[frame["role"] == "train", "site"]
     held = {site: tuple(modalities) for site in frame["site"]}
@@ -316,11 +318,11 @@ def _groups(frame: pd.DataFrame) -> NDArray[np.int64]:
     return linked_groups(frame["hospital"], frame["patient"])
 
 
-def _roles(frame: pd.DataFrame, fold: int, seed: int, sites: Literal["network", "hospital"]) -> pd.DataFrame:
+def _roles(frame: pd.DataFrame, fold: int, seed: int, sites: Literal["network", "hospital"], share: float) -> pd.DataFrame:
     """Adds ``role`` (train, reference, evaluate) and ``site``."""
     test = frame["fold"] == fold
     training = frame[~test].groupby("hospital")["group"].first()
-    drawn = draw_sites({str(k): int(v) for k, v in training.items()}, share=REFERENCE_SHARE, seed=(seed, fold, 0))
+    drawn = draw_sites({str(k): int(v) for k, v in training.items()}, share=share, seed=(seed, fold, 0))
     reference = frame["hospital"].isin(drawn)
     site = frame[sites].mask(reference, "reference").mask(test, "test-" + frame[sites])
     role = np.select([test, reference], ["evaluate", "reference"], "train")

@@ -17,11 +17,18 @@ import pandas as pd
 
 from common.errors import ConsiliumError
 from common.task import pattern_name, patterns
-from simulations.benchmarks.base import Benchmark, Published
+from simulations.ablations import Ablation
+from simulations.benchmarks.base import Benchmark, Published, Split
 from simulations.workers import Job, Work
 
 SIGNAL = {"labs": 1.0, "notes": 0.5, "vitals": 0.7}
 METHODS = ("student", "student-uniform", "local", "fedavg", "central", "central-full", "teachers")
+ABLATIONS = (
+    Ablation("student-no-kd", "distillation", "off: labels alone"),
+    Ablation("student-uniform", "modality weights", "uniform"),
+    Ablation("student-no-refine", "refine", "off"),
+    Ablation("student-reference-5", "reference set", "5 %", reference=0.05),
+)
 SKILL = {
     "student": 1.0,
     "student-uniform": 0.95,
@@ -30,21 +37,30 @@ SKILL = {
     "central": 1.0,
     "central-full": 1.1,
     "teachers": 1.0,
+    "student-no-kd": 0.5,
+    "student-no-refine": 1.6,
+    "student-reference-5": 0.98,
 }
 ROWS = 120
 
 
-def prepare(folder: Path, seed: int, fold: int, variant: str | None, masked: bool) -> dict[str, Any]:
-    if variant == "no-data":
+def prepare(folder: Path, split: Split) -> dict[str, Any]:
+    fold = split.fold
+    if split.variant == "no-data":
         raise ConsiliumError("The data are not at /nowhere. Fetch them first.")
     folder.mkdir()
     for site in ("a", "b"):
         (folder / f"test-{fold}{site}").mkdir()
         cohort(fold, site).to_csv(folder / f"test-{fold}{site}" / "patients.csv", index=False)
-    (folder / f"masked-{masked}").mkdir()
+    (folder / f"masked-{split.masked}").mkdir()
+    (folder / f"reference-{split.reference}").mkdir()
     deaths = int(sum(cohort(fold, site)["label"].sum() for site in ("a", "b")))
     return {
-        "n": {"train": {"stays": 500 + fold}, "test": {"stays": 2 * ROWS, "deaths": deaths}},
+        "n": {
+            "train": {"stays": 500 + fold},
+            "reference": {"stays": 30 + 2 * fold},
+            "test": {"stays": 2 * ROWS, "deaths": deaths},
+        },
         "exclusions": {"stays without a label": 12},
         "data_checksum": "c0ffee" * 8,
     }
@@ -60,7 +76,7 @@ def cohort(fold: int, site: str) -> pd.DataFrame:
 
 def predictions(method: str, seed: int, fold: int) -> pd.DataFrame:
     """Returns the predictions of a cell."""
-    rng = np.random.default_rng([METHODS.index(method), seed, fold])
+    rng = np.random.default_rng([list(SKILL).index(method), seed, fold])
     frames = []
     for site in ("a", "b"):
         people = cohort(fold, site).assign(site=f"test-{fold}{site}")
@@ -108,7 +124,9 @@ def run_cell(work: Work, job: Job) -> None:
     print(f"running {cell} on {work.runtime}")
     with (out.parents[1] / "calls").open("a") as calls:
         calls.write(cell + "\n")
-    assert (work.sites(job.split) / f"masked-{job.method != 'central-full'}").is_dir()
+    sites = work.sites(work.split(job))
+    assert (sites / f"masked-{job.method != 'central-full'}").is_dir()
+    assert (sites / f"reference-{0.05 if job.method == 'student-reference-5' else None}").is_dir()
     assert os.environ["OMP_NUM_THREADS"] == "1"
     if cell in os.environ.get("FAKE_FAIL", "").split():
         raise RuntimeError("the loss is not a number")
@@ -136,7 +154,7 @@ def write_cell(out: Path, method: str, seed: int, fold: int) -> None:
         "fold": fold,
         "variant": None,
         "seconds": 0.1,
-        "parameters": 1000 + 100 * METHODS.index(method),
+        "parameters": 1000 + 100 * list(SKILL).index(method),
         "bytes_per_site": {} if method.startswith("central") else {"north": 1_000_000, "south": 3_000_000},
         "weights": weights(method, seed, fold) if learns else [],
         "curves": curves(seed, fold) if learns else [],
@@ -163,4 +181,5 @@ BENCHMARK = Benchmark(
         Published("bedside score", "auroc", 0.834, "published", "a paper, table 2", n=1191),
         Published("another method", "auroc", None, "not found", "the paper is not readable"),
     ),
+    ablations=ABLATIONS,
 )

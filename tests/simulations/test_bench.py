@@ -300,8 +300,8 @@ def test_table_prints_what_the_run_found(finished: tuple[bench.Outcome, str]) ->
 def test_of_hospitals_that_train_and_test_the_table_tells_the_sizes(
     finished: tuple[bench.Outcome, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo, "write_demo", write_tiny)
-    said = demo.prepare(tmp_path / "sites", 0, 0, None, True)
+    monkeypatch.setattr(demo, "write_demo", lambda folder, **_: write_tiny(folder))
+    said = demo.prepare(tmp_path / "sites", base.Split(0, 0))
     tables = {f.parent.name: pd.read_csv(f) for f in (tmp_path / "sites").glob("*/patients.csv")}
     assert said["n"]["hospitals"]["sites"] == len(tables) - 1 == 2
     assert said["n"]["hospitals"]["visits"] == sum(len(table) for site, table in tables.items() if site != "reference")

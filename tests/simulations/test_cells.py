@@ -13,14 +13,16 @@ import pytest
 
 from common.arrays import read_arrays
 from server.record import Record
-from simulations.benchmarks.base import Benchmark
+from server.run import read_config
+from simulations.ablations import Ablation
+from simulations.benchmarks.base import Benchmark, Split
 from simulations.cells import methods
 from simulations.consortium import write_tiny
 from simulations.results import load_cell
 from simulations.workers import Job, Work
 
 
-def prepare(folder: Path, seed: int, fold: int, variant: str | None, masked: bool) -> dict[str, Any]:
+def prepare(folder: Path, split: Split) -> dict[str, Any]:
     write_tiny(folder)
     return {"n": {}, "exclusions": {}, "data_checksum": ""}
 
@@ -32,7 +34,7 @@ TINY = Benchmark("tiny", "two hospitals", "tiny", "generated", "tiny consortium"
 def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
     """A run directory whose sites are prepared."""
     work = Work(TINY, tmp_path_factory.mktemp("tiny"), None, "inproc", True, None)
-    for split in {Job(method, 0, 0).split for method in methods()}:
+    for split in {work.split(Job(method, 0, 0)) for method in methods()}:
         work.prepare(split)
     return work
 
@@ -90,8 +92,31 @@ def test_a_cell_begins_behind_the_teach_phase_of_another_and_ends_as_if_it_had_t
 def test_a_cell_teaches_itself_if_the_other_learned_otherwise_or_from_other_files(tmp_path: Path) -> None:
     other = replace(TINY, overrides={"teachers": ("teach.epochs=2",)})
     work = Work(other, tmp_path, None, "inproc", True, None)
-    work.prepare(Job("student", 0, 0).split)
+    work.prepare(work.split(Job("student", 0, 0)))
     run(work, "teachers")
     assert events(run(work, "student"))[0] == "started"
-    work.prepare(Job("student", 0, 0).split)
+    work.prepare(work.split(Job("student", 0, 0)))
     assert events(run(work, "student-uniform"))[0] == "started"
+
+
+def test_ablations_share_a_teach_phase_where_sites_and_teachers_are_the_same(tmp_path: Path) -> None:
+    ablations = (
+        Ablation("student-no-refine", "refine", "off", ("refine.rounds=0",)),
+        Ablation("student-teachers-linear", "teachers", "linear", ("model.teachers.series=[linear]",)),
+        Ablation("student-no-dropout", "dropout", "off", ("distill.dropout=0",)),
+        Ablation("student-reference-5", "reference set", "5 %", reference=0.05),
+    )
+    tuned = {"student": ("distill.tau=0.7",), "student-no-dropout": ("distill.tau=0.9",)}
+    work = Work(replace(TINY, ablations=ablations, overrides=tuned), tmp_path, None, "inproc", True, None)
+    for job in (Job("student", 0, 0), Job("student-reference-5", 0, 0)):
+        work.prepare(work.split(job))
+    begun = {a.name: events(run(work, a.name))[0] for a in ablations}
+    assert begun == {
+        "student-no-refine": "started",
+        "student-teachers-linear": "started",
+        "student-no-dropout": "taught",
+        "student-reference-5": "started",
+    }
+    configs = {a.name: read_config(work.cell(Job(a.name, 0, 0)) / "run") for a in ablations}
+    assert {c.distill.tau for c in configs.values()} == {0.7}  # an ablation starts from the student's own setting
+    assert configs["student-no-refine"].refine.rounds == 0

@@ -18,6 +18,7 @@ from common.data.manifest import check_against_task, load_manifest
 from common.errors import ConsiliumError
 from common.task import Task
 from simulations.benchmarks import eicu_mortality
+from simulations.benchmarks.base import Split
 from simulations.datasets import eicu
 from simulations.datasets.eicu import EicuStays
 
@@ -64,6 +65,25 @@ def written(stays, tmp_path_factory):
     return folder, eicu.write_sites(stays, folder, fold=1, seed=3)
 
 
+@needs_data
+def test_hospitals_that_are_not_drawn_for_a_smaller_reference_set_train(written, stays, tmp_path, monkeypatch):
+    monkeypatch.setenv("CONSILIUM_DATA", str(ROOT.parent))
+    folder, main = written
+    counts = {share: eicu_mortality.prepare(tmp_path / str(share), Split(3, 1, reference=share))["n"] for share in (0, 0.05, 0.2)}
+
+    assert not (tmp_path / "0" / "reference").exists() and "reference" not in counts[0]
+    hospitals = main["n"]["train"]["hospitals"] + main["n"]["reference"]["hospitals"]
+    assert counts[0.05]["reference"]["hospitals"] == round(0.05 * hospitals)
+    assert counts[0.2]["reference"] == main["n"]["reference"]
+    for what in ("stays", "patients", "deaths", "hospitals"):
+        everyone = {n["train"][what] + n.get("reference", {what: 0})[what] for n in counts.values()}
+        assert everyone == {main["n"]["train"][what] + main["n"]["reference"][what]}
+    tested = [pd.read_parquet(p) for f in (folder, tmp_path / "0") for p in sorted(f.glob("test-*/patients.parquet"))]
+    assert len(tested) % 2 == 0
+    for ours, theirs in zip(tested[: len(tested) // 2], tested[len(tested) // 2 :], strict=True):
+        pd.testing.assert_frame_equal(ours, theirs)
+
+
 def patients_of(folder: Path, prefix: str) -> pd.DataFrame:
     """Returns the patient tables of the sites whose name begins with the prefix; '' means training sites."""
     sites = [p for p in sorted(folder.iterdir()) if p.name.startswith(prefix)]
@@ -75,12 +95,12 @@ def patients_of(folder: Path, prefix: str) -> pd.DataFrame:
 def test_without_a_data_root_the_benchmark_names_folder_home_and_what_to_do(tmp_path, monkeypatch):
     monkeypatch.delenv("CONSILIUM_DATA", raising=False)
     with pytest.raises(ConsiliumError, match=r"CONSILIUM_DATA is not set.*'eicu_demo'.*Download.*https://physionet\.org/"):
-        eicu_mortality.prepare(tmp_path / "sites", 0, 0, None, True)
+        eicu_mortality.prepare(tmp_path / "sites", Split(0, 0))
     monkeypatch.setenv("CONSILIUM_DATA", str(tmp_path))
     with pytest.raises(
         ConsiliumError, match=rf"{tmp_path}/eicu_demo/patient\.csv\.gz is missing.*https://physionet\.org/.*YAIB.*CONSILIUM_DATA"
     ):
-        eicu_mortality.prepare(tmp_path / "sites", 0, 0, None, True)
+        eicu_mortality.prepare(tmp_path / "sites", Split(0, 0))
 
 
 @needs_data

@@ -1,0 +1,87 @@
+"""What an ablation found: one line per setting, and what the main setting's choice is worth against it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from common.evaluation.intervals import Interval
+from common.evaluation.results import Comparison, Results
+from simulations.ablations import MAIN
+from simulations.scores import ALL
+from simulations.tables import bounds_of, pooled, verdict
+
+Effect = Literal["helps", "hurts", "not resolved"]
+EFFECTS: Mapping[str, Effect] = {"better": "helps", "worse": "hurts", "not resolved": "not resolved"}
+MOST_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of an ablation table.
+
+    Attributes:
+        factor: What is varied; empty for the main setting itself.
+        setting: How it is set.
+        mean: Metric on every test visit with what it has, mean over the seeds; None if cells are missing.
+        sd: Its standard deviation over the seeds.
+        difference: Main setting minus this one, on the same patients.
+        effect: What the main setting's choice does.
+        parameters: Parameters of the student.
+        combinations: Effect -> combinations of modalities on which the main setting's choice has it.
+    """
+
+    factor: str
+    setting: str
+    mean: float | None
+    sd: float | None
+    difference: Interval | None
+    effect: Effect | None
+    parameters: int | None
+    combinations: Mapping[Effect, tuple[str, ...]]
+
+    @property
+    def elsewhere(self) -> str:
+        """What is resolved on single combinations of modalities, in words; many are counted."""
+        resolved = {e: p for e, p in self.combinations.items() if p and e != "not resolved"}
+        every = sum(map(len, self.combinations.values()))
+        said = {e: ", ".join(p) if len(p) <= MOST_NAMED else f"{len(p)} of {every}" for e, p in resolved.items()}
+        return "; ".join(f"{e} on {names}" for e, names in said.items()) or "-"
+
+
+def effect(comparison: Comparison) -> Effect:
+    """Returns what the main setting's choice does, by the comparison of the main setting with another."""
+    return EFFECTS[verdict(comparison)]
+
+
+def is_ablation(results: Results) -> bool:
+    """Returns whether results are those of an ablation."""
+    return bool(results.environment.get("ablations"))
+
+
+def findings(results: Results, metric: str) -> list[Finding]:
+    """Returns the lines of an ablation table: the main setting, then the others by factor.
+
+    Args:
+        results: Of an ablation.
+        metric: Name of the metric.
+    """
+    main = {"name": MAIN, "factor": "", "setting": "main setting"}
+    return [_finding(results, told, metric) for told in (main, *results.environment["ablations"])]
+
+
+def _finding(results: Results, told: Mapping[str, Any], metric: str) -> Finding:
+    own = next((r for r in pooled(results) if (r.method, r.metric, r.pattern) == (told["name"], metric, ALL)), None)
+    against = {c.pattern: c for c in results.comparisons if (c.b, c.metric, c.output) == (told["name"], metric, None)}
+    whole = against.pop(ALL, None)
+    return Finding(
+        factor=told["factor"],
+        setting=told["setting"],
+        mean=own.mean if own else None,
+        sd=own.sd if own else None,
+        difference=bounds_of(whole) if whole else None,
+        effect=effect(whole) if whole else None,
+        parameters=own.parameters if own else None,
+        combinations={e: tuple(p for p, c in against.items() if effect(c) == e) for e in EFFECTS.values()},
+    )

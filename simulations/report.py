@@ -1,0 +1,229 @@
+"""``docs/results.md`` from the results kept under ``docs/results/``: every table and every sentence follows by rule.
+
+A kept file is the ``results.json`` of a finished run without what the document does not show: rows of single sites, folds and
+outputs, and the modality weights before the last update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from common.arrays import write_atomically, write_json
+from common.errors import ConsiliumError
+from common.evaluation.results import FILE_NAME, Comparison, Results, load_results
+from simulations.ablations import MAIN
+from simulations.findings import Effect, Finding, findings, is_ablation
+from simulations.scores import ALL
+from simulations.tables import (
+    NAMES,
+    bounds_of,
+    count,
+    difference,
+    figure,
+    lone_teachers,
+    main_metrics,
+    method_lines,
+    pooled,
+    spread,
+    verdict,
+)
+
+MACHINE = ("platform", "cpus")
+VERSIONS = ("flwr", "torch", "scikit-learn")
+HEAD = """# Results
+
+Written by `consilium-bench report` from the files in `docs/results/`, which it keeps from finished runs; not by hand.
+
+Metrics are means over seeds ± their standard deviation, with 95 % intervals from resampled patients. A difference is paired: both
+methods on the same test patients. It is *resolved* if its interval excludes 0; what is not resolved may be small, or too few
+patients may have been tested. Intervals hold the chance of who was tested; that of training is told by the spread over seeds
+alone. No interval is corrected for the number of comparisons.
+
+An ablation changes one factor of the main setting at a time; *helps* means that the main setting's choice is resolved better.
+These are test patients: a setting that is better here was not chosen for it, and choosing it now would be choosing on them.
+"""
+WORDS: dict[Effect, tuple[str, str]] = {
+    "helps": ("What helps", "the main setting is better than"),
+    "hurts": ("What hurts", "the main setting is worse than"),
+    "not resolved": ("What does not help, as far as these patients can tell", "no difference is resolved from"),
+}
+
+
+def keep(run: Path, docs: Path) -> Path:
+    """Keeps the results of a finished run, in place of those of an earlier one of the same benchmark and variant.
+
+    Args:
+        run: Run directory.
+        docs: Folder of the documentation.
+
+    Returns:
+        ``docs/results/NAME.json``; the name has the variant in it, and ``-ablation`` for an ablation.
+
+    Raises:
+        ConsiliumError: If there are no results, cells are missing, training was cut short or an older version made them.
+    """
+    results = load_results(run / FILE_NAME)
+    about = results.environment
+    if about.get("debug"):
+        raise ConsiliumError(f"{run} is a debug run: its numbers say nothing about the methods. Run without --debug.")
+    if about.get("missing"):
+        raise ConsiliumError(f"{run} lacks {len(about['missing'])} cell(s). Run the same command again; it resumes.")
+    if "command" not in about:
+        raise ConsiliumError(f"{run} was made by an older version, which did not record its command. Run the benchmark again.")
+    variant = next((f"-{r.variant}" for r in results.rows if r.variant), "")
+    file = docs / "results" / f"{results.benchmark}{variant}{'-ablation' if is_ablation(results) else ''}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, _shown(results).model_dump(mode="json"))
+    return file
+
+
+def write(docs: Path) -> Path:
+    """Writes ``docs/results.md`` from everything kept.
+
+    Raises:
+        ConsiliumError: If there is no such folder, or a kept file does not fit the schema.
+    """
+    if not docs.is_dir():
+        raise ConsiliumError(f"There is no folder {docs.resolve()}. Run in the checkout of the project, or name one with --docs.")
+    file = docs / "results.md"
+    write_atomically(file, render(docs).encode())
+    return file
+
+
+def render(docs: Path) -> str:
+    """Returns the text of ``results.md``: benchmarks on real patients first, each with its ablation behind it."""
+    kept = [load_results(file) for file in sorted((docs / "results").glob("*.json"))]
+    order = sorted(kept, key=lambda r: (r.data == "generated", r.benchmark, _variant(r), is_ablation(r)))
+    return "\n".join([HEAD, *map(_section, order)] if order else [HEAD, "No run is kept yet.\n"])
+
+
+def _shown(results: Results) -> Results:
+    """Returns results without what the document does not show."""
+    main = main_metrics(results, 1)
+    rows = [r for r in pooled(results) if r.pattern == ALL or r.published or (r.metric in main and not is_ablation(results))]
+    last = {(w.seed, w.fold, w.output, w.modality): w for w in results.weights if w.method == MAIN}
+    environment = {k: v for k, v in results.environment.items() if k not in MACHINE}
+    return results.model_copy(update={"rows": rows, "weights": list(last.values()), "environment": environment})
+
+
+def _variant(results: Results) -> str:
+    return next((r.variant for r in results.rows if r.variant), "")
+
+
+def _section(results: Results) -> str:
+    """Returns what one kept run found."""
+    variant = f", variant `{_variant(results)}`" if _variant(results) else ""
+    about = results.environment
+    kind = "ablation" if is_ablation(results) else "methods"
+    body = _ablation(results) if is_ablation(results) else _methods(results)
+    return "\n".join([f"## `{results.benchmark}`{variant}: {kind}\n", f"{about['title']}.\n", _facts(results), *body])
+
+
+def _facts(results: Results) -> str:
+    """Returns which data, how many patients and which code stand behind the tables."""
+    about = results.environment
+    kind = "**Generated, no real patients: not to be compared with published figures.** " if results.data == "generated" else ""
+    packages = ", ".join(f"{p} {about['packages'].get(p)}" for p in VERSIONS)
+    commit, dirty, _ = (about["git_commit"] or "").partition("-")
+    version = f"commit `{commit[:12]}{dirty and '-dirty'}`, " if commit else ""
+    facts = [f"- Data: {kind}{about['data_version']}, checksum `{results.data_checksum[:12]}`"]
+    counts = {"tested": results.n["test"]} if results.n["test"] else results.n["folds"][0]
+    facts += [f"- {role.capitalize()}: {_counts(said)}" for role, said in counts.items()]
+    if results.exclusions:
+        facts.append("- Left out: " + "; ".join(f"{n:,} {reason}" for reason, n in results.exclusions.items()))
+    facts.append(f"- Seeds: {', '.join(map(str, results.seeds))}; folds: {len(results.n['folds'])}; runtime: {about['runtime']}")
+    facts.append(f"- Version: {version}code `{about['code']}`; Python {about['python']}, {packages}")
+    facts.append(f"- Again: `{about['command']}`\n")
+    return "\n".join(facts)
+
+
+def _counts(said: Mapping[str, int]) -> str:
+    return ", ".join(f"{n:,} {what}" for what, n in said.items())
+
+
+def _methods(results: Results) -> list[str]:
+    """Returns the table of methods, the student on every combination of modalities, and both in words."""
+    metrics = main_metrics(results)
+    main = NAMES.get(metrics[0], metrics[0])
+    lone = lone_teachers(c.b for c in results.comparisons)
+    own = [c for c in results.comparisons if c.metric == metrics[0] and c.output is None and c.b not in lone]
+    whole = {c.b: c for c in own if c.pattern == ALL}
+    rows = []
+    for line in method_lines(results):
+        against = None if line.first.published else whole.get(line.method)
+        told = f"{difference(bounds_of(against))} {verdict(against)}" if against else "-"
+        size = "-" if line.first.bytes_per_site is None else f"{line.first.bytes_per_site / 1e6:,.1f}"
+        scores = (figure(line.rows.get(m)) for m in metrics)
+        rows.append(
+            [f"`{line.method}`" if line.first.published is None else line.method, line.pattern, count(line.first.n), *scores]
+            + [count(line.first.parameters), size, line.first.published or "this run", told]
+        )
+    head = ["method", "pattern", "n", *(NAMES.get(m, m) for m in metrics), "parameters", "MB per site", "evidence"]
+    parts = [_table([*head, f"`{MAIN}` against it, {main}"], rows)]
+    patterns = [c for c in own if c.pattern != ALL]
+    if patterns:
+        lines = [[c.pattern, _mean(results, c), f"`{c.b}`", difference(bounds_of(c)), verdict(c)] for c in patterns]
+        parts += ["With fewer modalities, against the best teacher of one of them:\n"]
+        parts += [_table(["given", f"`{MAIN}`, {main}", "teacher", "difference", "verdict"], lines)]
+    parts += [f"- {line}" for line in _method_sentences(main, list(whole.values()), patterns)]
+    return [*parts, *_weights(results), ""]
+
+
+def _mean(results: Results, comparison: Comparison) -> str:
+    wanted = (comparison.a, comparison.pattern, comparison.metric)
+    row = next((r for r in pooled(results) if (r.method, r.pattern, r.metric) == wanted), None)
+    return spread(row.mean, row.sd) if row else "-"
+
+
+def _method_sentences(main: str, whole: Sequence[Comparison], patterns: Sequence[Comparison]) -> list[str]:
+    """Returns in words against whom the student is resolved better or worse."""
+    sentences = []
+    for found, words in (("better", "better than"), ("worse", "worse than"), ("not resolved", "not to be told from")):
+        methods = [f"`{c.b}`" for c in whole if verdict(c) == found]
+        if methods or found == "worse":
+            sentences.append(f"In {main} the student is {words} {', '.join(methods) or 'none of them'}.")
+    for found in ("better", "worse"):
+        given = [c.pattern for c in patterns if verdict(c) == found]
+        if given:
+            sentences.append(f"It is {found} than the best teacher of one modality when given {'; '.join(given)}.")
+    return sentences
+
+
+def _weights(results: Results) -> list[str]:
+    """Returns the student's modality weights at the end of the runs, in words."""
+    frame = pd.DataFrame([dict(w) for w in results.weights if w.method == MAIN])
+    if frame.empty:
+        return []
+    mean = frame.groupby("modality")["value"].mean()
+    return [f"- Its modality weights in the end, mean over cells: {', '.join(f'{m} {v:.2f}' for m, v in mean.items())}."]
+
+
+def _ablation(results: Results) -> list[str]:
+    """Returns the table of an ablation, and in words what helps, what hurts and what does not help."""
+    metric = main_metrics(results, 1)[0]
+    name, found = NAMES.get(metric, metric), findings(results, metric)
+    rows = [
+        [f.factor, f.setting, spread(f.mean, f.sd), difference(f.difference), f.effect or "-", count(f.parameters), f.elsewhere]
+        for f in found
+    ]
+    head = ["factor", "setting", name, "main setting minus it", "main setting", "parameters", "by combination of modalities"]
+    parts = [_table(head, rows)]
+    for effect in WORDS:
+        told = [f for f in found if f.effect == effect]
+        parts += [f"{WORDS[effect][0]} (in {name}):\n", *(_ablation_sentence(f, effect) for f in told), ""] if told else []
+    return parts
+
+
+def _ablation_sentence(found: Finding, effect: Effect) -> str:
+    more = f" By combination it {found.elsewhere}." if found.elsewhere != "-" else ""
+    return f"- **{found.factor}**: {WORDS[effect][1]} *{found.setting}*, {difference(found.difference)}.{more}"
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Returns a Markdown table."""
+    lines = [list(head), *map(list, rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"

@@ -1,0 +1,98 @@
+"""What tables of results say, for the terminal and for the documentation: which lines, and how a figure is written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from common.evaluation.intervals import Interval
+from common.evaluation.results import Comparison, Results, Row
+from simulations.scores import ALL, TEACHER
+
+NAMES = {"auroc": "AUROC", "auprc": "AUPRC", "accuracy": "Accuracy", "f1": "F1"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a table of methods: a method on a combination of modalities, or a figure of others.
+
+    Attributes:
+        method: Name of the method.
+        pattern: Modalities that it was given.
+        rows: Metric -> its row; at least one.
+    """
+
+    method: str
+    pattern: str
+    rows: Mapping[str, Row]
+
+    @property
+    def first(self) -> Row:
+        """Any of its rows: what all of them share, like n and parameters."""
+        return next(iter(self.rows.values()))
+
+
+def pooled(results: Results) -> list[Row]:
+    """Returns the rows over all sites, folds and outputs."""
+    return [r for r in results.rows if r.site is None and r.fold is None and r.output is None]
+
+
+def main_metrics(results: Results, number: int = 2) -> list[str]:
+    """Returns the names of the first metrics of our own rows, the main one first."""
+    return list(dict.fromkeys(r.metric for r in pooled(results) if r.published is None))[:number]
+
+
+def method_lines(results: Results) -> list[Line]:
+    """Returns every method on every test visit with what it has, unimodal teachers on the visits that they can read, others."""
+    rows = pooled(results)
+    lone = lone_teachers(r.method for r in rows)
+    shown = [
+        r for r in rows if r.method not in lone and (r.published or r.pattern == ALL or r.method.startswith(TEACHER))
+    ]  # fmt: skip
+    lines: dict[tuple[str, str, str | None], dict[str, Row]] = {}
+    for row in shown:
+        lines.setdefault((row.method, row.pattern, row.published), {})[row.metric] = row
+    return [Line(method, pattern, found) for (method, pattern, _), found in lines.items()]
+
+
+def lone_teachers(methods: Iterable[str]) -> set[str]:
+    """Returns the teachers that are all of their modality's ensemble: a line of their own would only repeat it."""
+    teachers = sorted({m for m in methods if m.startswith(TEACHER) and "/" in m})
+    number = Counter(m.split("/")[0] for m in teachers)
+    return {m for m in teachers if number[m.split("/")[0]] == 1}
+
+
+def bounds_of(comparison: Comparison) -> Interval:
+    """Returns the difference of a comparison with its interval."""
+    return Interval(comparison.difference, *comparison.ci95)
+
+
+def verdict(comparison: Comparison) -> str:
+    """Returns whether ``a`` is resolved to be ``better`` or ``worse`` than ``b``, or ``not resolved``."""
+    return bounds_of(comparison).verdict
+
+
+def figure(row: Row | None) -> str:
+    """Returns a metric with its spread and interval."""
+    if row is None:
+        return "-"
+    if row.mean is None:
+        return "not found"
+    bounds = "" if row.ci95 is None else f" [{row.ci95[0]:.3f}, {row.ci95[1]:.3f}]"
+    return f"{spread(row.mean, row.sd)}{bounds}"
+
+
+def spread(mean: float | None, sd: float | None) -> str:
+    """Returns a mean with its standard deviation over the seeds."""
+    return "-" if mean is None else f"{mean:.3f}" + ("" if sd is None else f" ± {sd:.3f}")
+
+
+def difference(bounds: Interval | None) -> str:
+    """Returns a difference with its interval, signed."""
+    return "-" if bounds is None else f"{bounds.estimate:+.3f} [{bounds.low:+.3f}, {bounds.high:+.3f}]"
+
+
+def count(number: float | None) -> str:
+    """Returns a whole number."""
+    return "-" if number is None else f"{round(number):,}"

@@ -1,0 +1,149 @@
+"""What is kept of a run, and the document that is written from it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from common.arrays import write_json
+from common.errors import ConsiliumError
+from common.evaluation.results import Results, load_results
+from simulations import cli, report
+from tests.simulations import fakes
+from tests.simulations.test_results import all_cells, build
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+ABLATED = ("student", *(a.name for a in fakes.ABLATIONS))
+ABOUT = {"title": "invented", "runtime": "inproc", "debug": False, "code": "c0de", "missing": {}, "command": "bench it"}
+
+
+@pytest.fixture(scope="module")
+def methods() -> Results:
+    return build(all_cells(), run=ABOUT | {"ablations": []})
+
+
+@pytest.fixture(scope="module")
+def ablation() -> Results:
+    benchmark = replace(fakes.BENCHMARK, methods=ABLATED, published=())
+    told = ABOUT | {"ablations": [asdict(a) for a in fakes.ABLATIONS]}
+    return build(all_cells(ABLATED), benchmark=benchmark, run=told, every_pattern=True)
+
+
+def kept(tmp_path: Path, *found: Results) -> Path:
+    """Keeps results as those of finished runs; returns the folder of the documentation."""
+    for number, results in enumerate(found):
+        (tmp_path / str(number)).mkdir(parents=True)
+        write_json(tmp_path / str(number) / "results.json", results.model_dump(mode="json"))
+        report.keep(tmp_path / str(number), tmp_path / "docs")
+    return tmp_path / "docs"
+
+
+def with_environment(results: Results, **changed: Any) -> Results:
+    return results.model_copy(update={"environment": {**results.environment, **changed}})
+
+
+def test_the_document_of_the_project_is_what_its_kept_results_say() -> None:
+    assert (DOCS / "results.md").read_text(encoding="utf-8") == report.render(DOCS)
+    for file in (DOCS / "results").glob("*.json"):
+        assert file.stat().st_size < 1_000_000, f"{file.name} is too large for a file of the project"
+        load_results(file)
+
+
+def test_only_what_the_document_shows_is_kept(tmp_path: Path, methods: Results, ablation: Results) -> None:
+    docs = kept(tmp_path, methods, ablation)
+    files = {f.name: load_results(f) for f in (docs / "results").iterdir()}
+    assert set(files) == {"fake-mortality.json", "fake-mortality-ablation.json"}
+    for results, whole in ((files["fake-mortality.json"], methods), (files["fake-mortality-ablation.json"], ablation)):
+        assert {(r.site, r.fold, r.output) for r in results.rows} == {(None, None, None)}
+        assert results.comparisons == whole.comparisons
+        assert len(results.weights) == 4 * 3 and {w.phase for w in results.weights} == {"refining"}  # 2 seeds x 2 folds
+        assert not {"platform", "cpus"} & set(results.environment)
+    assert {r.pattern for r in files["fake-mortality-ablation.json"].rows} == {"all"}
+    assert len({r.pattern for r in files["fake-mortality.json"].rows}) == 8
+    before = report.render(docs)
+    kept(tmp_path / "again", *files.values())
+    assert report.render(tmp_path / "again" / "docs") == before  # what is left out is not shown
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"debug": True}, "debug run"),
+        ({"missing": {"student-0-0": "died"}}, "lacks 1 cell"),
+        ({"command": None}, "older version"),
+    ],
+)
+def test_what_proves_nothing_is_not_kept(tmp_path: Path, methods: Results, changed: dict[str, Any], reason: str) -> None:
+    results = with_environment(methods, **changed)
+    if changed.get("command", "") is None:
+        results.environment.pop("command")
+    with pytest.raises(ConsiliumError, match=reason):
+        kept(tmp_path, results)
+    assert not (tmp_path / "docs").exists()
+
+
+def test_every_line_of_the_table_of_methods_is_a_result(tmp_path: Path, methods: Results) -> None:
+    text = report.render(kept(tmp_path, methods))
+    row = next(
+        r for r in methods.rows if (r.method, r.pattern, r.metric, r.fold, r.site) == ("fedavg", "all", "auroc", None, None)
+    )
+    against = next(c for c in methods.comparisons if (c.b, c.pattern, c.metric) == ("fedavg", "all", "auroc"))
+    assert row.ci95 is not None
+    (line,) = (line for line in text.splitlines() if line.startswith("| `fedavg` |"))
+    assert f"| {row.mean:.3f} ± {row.sd:.3f} [{row.ci95[0]:.3f}, {row.ci95[1]:.3f}] |" in line
+    assert line.endswith(f"| {against.difference:+.3f} [{against.ci95[0]:+.3f}, {against.ci95[1]:+.3f}] better |")
+    assert "| bedside score | all | 1,191 | 0.834 |" in text and "published: a paper, table 2" in text
+    assert "| another method | all | - | not found |" in text
+    assert "- In AUROC the student is better than `student-uniform`" in text or "not to be told from `student-uniform`" in text
+    assert re.search(r"In AUROC the student is better than .*`fedavg`", text)
+    assert re.search(r"given \| `student`, AUROC \| teacher .*\n.*\n\| labs \| [\d. ±]+ \| `teacher:labs` \|", text)
+    assert re.search(r"modality weights in the end, mean over cells: labs 0\.\d\d, notes 0\.\d\d, vitals 0\.\d\d\.", text)
+    for words in (
+        "**Generated, no real patients",
+        "invented 1.0, checksum",
+        "Seeds: 0, 1; folds: 2",
+        "code `c0de`",
+        "`bench it`",
+    ):
+        assert words in text
+
+
+def test_an_ablation_says_plainly_what_helps_what_hurts_and_what_does_not_help(tmp_path: Path, ablation: Results) -> None:
+    text = report.render(kept(tmp_path, ablation))
+    parts = re.split(r"^(What .*) \(in AUROC\):$", text, flags=re.M)[1:]
+    said = dict(zip(parts[::2], parts[1::2], strict=True))
+    assert list(said) == ["What helps", "What hurts", "What does not help, as far as these patients can tell"]
+    assert "**distillation**: the main setting is better than *off: labels alone*, +0." in said["What helps"]
+    assert "**refine**: the main setting is worse than *off*, -0." in said["What hurts"]
+    unresolved = said["What does not help, as far as these patients can tell"]
+    assert "**modality weights**: no difference is resolved from *uniform*" in unresolved and "**reference set**" in unresolved
+    assert text.count("- **") == len(fakes.ABLATIONS)
+
+
+def test_real_patients_come_first_and_an_ablation_behind_its_methods(tmp_path: Path, methods: Results, ablation: Results) -> None:
+    real = methods.model_copy(update={"data": "real", "benchmark": "zebra"})
+    text = report.render(kept(tmp_path, ablation, methods, real))
+    assert re.findall(r"^## (.*)$", text, flags=re.M) == [
+        "`zebra`: methods",
+        "`fake-mortality`: methods",
+        "`fake-mortality`: ablation",
+    ]
+
+
+def test_the_command_keeps_runs_and_writes_the_document(tmp_path: Path, methods: Results) -> None:
+    (tmp_path / "run").mkdir()
+    write_json(tmp_path / "run" / "results.json", methods.model_dump(mode="json"))
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    said = CliRunner().invoke(cli.app, ["report", "--docs", str(docs)])
+    assert said.exit_code == 0 and "No run is kept yet" in (docs / "results.md").read_text()
+    said = CliRunner().invoke(cli.app, ["report", "--from", str(tmp_path / "run"), "--docs", str(docs)])
+    assert said.exit_code == 0, said.output
+    assert (docs / "results.md").read_text(encoding="utf-8") == report.render(docs) and "fake-mortality" in report.render(docs)
+    with pytest.raises(ConsiliumError, match="no folder"):
+        report.write(tmp_path / "elsewhere")
