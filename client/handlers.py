@@ -31,7 +31,7 @@ from common.learning.lessons import (
     trained_blocks,
     weights_gradient,
 )
-from common.learning.loop import derive_seed
+from common.learning.loop import derive_seed, span_of
 from common.messages import (
     Arrays,
     EnrolReply,
@@ -136,7 +136,8 @@ def teach(site: Site, config: Config, request: TeachRequest) -> TeachReply:
         if len(held_out) >= least:
             validated[group] = (teacher_loss(teacher, modality, held_out), len(held_out))
         training, seed = config.teach.training_of(group), derive_seed(request.seed, group)
-        fit = train_teacher(teacher, modality, mine, training, epochs=site.epochs(request.epochs), seed=seed)
+        span = span_of(request.round, config.teach.rounds)
+        fit = train_teacher(teacher, modality, mine, training, epochs=site.epochs(request.epochs), seed=seed, span=span)
         trained[group], counts[group] = module_arrays(teacher), len(mine)
         if fit.training:
             losses[group] = fit.training[-1]
@@ -163,6 +164,7 @@ def refine(site: Site, config: Config, request: RefineRequest) -> RefineReply:
         teaching=teaching,
         epochs=site.epochs(request.epochs),
         seed=derive_seed(request.seed, "student"),
+        span=span_of(request.round, max(config.refine.rounds, 1)),
     )
     counts = {block: n for block, n in block_counts(train).items() if n >= least}
     loss = fit.training[-1] if fit.training and len(train) >= least else None

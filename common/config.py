@@ -39,12 +39,14 @@ class Training:
         lr: Learning rate.
         weight_decay: Decoupled (``adamw``) or L2 (``sgd``) weight decay.
         batch_size: Patients per step.
+        anneal: Whether the learning rate falls along half a cosine, over all rounds of a phase that has rounds.
     """
 
     optimiser: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=1e-2, ge=0)
     batch_size: int = Field(default=32, ge=1)
+    anneal: bool = False
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -24,7 +24,7 @@ from common.data.manifest import FILE_NAME, REFERENCE_FOLDER, hospital_folders, 
 from common.data.standardise import Standardisation, pool
 from common.evaluation.predictions import STUDENT, Speaker, student_speaker
 from common.learning.lessons import log_odds, train_student, train_teacher
-from common.learning.loop import Fit, derive_seed, fit
+from common.learning.loop import Fit, derive_seed, fit, span_of
 from common.learning.losses import task_loss
 from common.models.registry import build_encoder
 from common.models.student import Student, parameters_of
@@ -198,7 +198,8 @@ def fedavg(consortium: Consortium) -> Trained:
         for site, (train, _) in places.items():
             mine = copy.deepcopy(network)
             seed = derive_seed(config.seed, "fedavg", number, site)
-            fit(mine, len(train), _loss(mine, train), config.refine.training, epochs=config.refine.epochs, seed=seed)
+            training, span = config.refine.training, span_of(number, config.refine.rounds)
+            fit(mine, len(train), _loss(mine, train), training, epochs=config.refine.epochs, seed=seed, span=span)
             updates[site] = module_arrays(mine)
         network.load_state_dict(tensors(weighted_mean(updates, {s: len(places[s][0]) for s in updates})))
     network.load_state_dict(tensors(best))

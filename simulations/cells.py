@@ -31,7 +31,7 @@ from simulations.ablations import MAIN, METAKD, NO_KD, UNIFORM
 from simulations.baselines import BASELINES, Consortium, Trained, open_consortium
 from simulations.benchmarks.base import Benchmark
 from simulations.inproc import run_inproc
-from simulations.metakd import metakd_faithful
+from simulations.metakd import SETTINGS, metakd_faithful
 from simulations.workers import RUN_FOLDER, Job, Work
 
 RUNS: dict[str, tuple[str, ...]] = {
@@ -43,7 +43,8 @@ RUNS: dict[str, tuple[str, ...]] = {
 }
 """Methods of every benchmark that are a run of the five phases -> overrides."""
 
-ALONE: Mapping[str, Callable[[Consortium], Trained]] = {**BASELINES, "metakd-faithful": metakd_faithful}
+METAKD_FAITHFUL = "metakd-faithful"
+ALONE: Mapping[str, Callable[[Consortium], Trained]] = {**BASELINES, METAKD_FAITHFUL: metakd_faithful}
 """Methods that are no run of the five phases."""
 
 DEBUG = ("teach.rounds=2", "distill.epochs=2", "refine.rounds=1")
@@ -76,6 +77,7 @@ def run_cell(work: Work, job: Job) -> None:
     runs = _runs(work.benchmark)
     overrides = [
         f"seed={job.seed}",
+        *(SETTINGS if job.method == METAKD_FAITHFUL else ()),
         *work.benchmark.overrides.get(MAIN if work.benchmark.ablation(job.method) else job.method, ()),
         *(DEBUG if work.debug else ()),
         *runs.get(job.method, ()),  # last: they are what makes it this method

@@ -27,6 +27,7 @@ from simulations.tables import (
     lone_teachers,
     main_metrics,
     method_lines,
+    sites_apart,
     spread,
     verdict,
 )
@@ -121,7 +122,8 @@ def show(results: Results, folder: Path, console: Console) -> None:
         for metric in metrics:
             console.print(_ablation(findings(results, metric), metric))
     else:
-        console.print(_methods(results, metrics))
+        for site in (None, *sites_apart(results)):
+            console.print(_methods(results, metrics, site))
         if results.comparisons:
             console.print(_comparisons([c for c in results.comparisons if c.metric in metrics]))
     console.print(f"Results: {folder / 'results.json'}\nFigures: {folder / 'figures'}", soft_wrap=True, highlight=False)
@@ -147,17 +149,18 @@ def _show_head(results: Results, console: Console) -> None:
         console.print(f"[bold red]MISSING[/bold red] {cell}: {escape(str(reason))}", soft_wrap=True)
 
 
-def _methods(results: Results, metrics: list[str]) -> Table:
+def _methods(results: Results, metrics: list[str], site: str | None) -> Table:
     """Returns the table of methods on every test visit with what it has; unimodal teachers on the visits that they can read."""
     generated = ", GENERATED DATA" if results.data == "generated" else ""
-    table = Table(title="Mean ± sd over seeds [95 % interval, patients resampled]", title_justify="left")
+    where = "" if site is None else f"{site} alone. "
+    table = Table(title=f"{where}Mean ± sd over seeds [95 % interval, patients resampled]", title_justify="left")
     table.add_column("method", overflow="fold", min_width=15)
     table.add_column("pattern", overflow="fold")
     table.add_column("n", justify="right", no_wrap=True)
     for head in (*(NAMES.get(m, m) for m in metrics), "parameters", "per site"):
         table.add_column(head, justify="right", overflow="fold")
     table.add_column("evidence", overflow="fold")
-    for line in method_lines(results):
+    for line in method_lines(results, site):
         first = line.first
         table.add_row(
             line.method,

@@ -7,7 +7,7 @@ stages, without and with dropping modalities at random, one draw per batch. The 
 
 The released code segments brain tumours. For classification the settings are those of ShaSpec by the same group: 60 epochs, Adam,
 1e-3, weight decay 1e-2, x 0.9 every 20 epochs. **Ours**, because nobody tells: batches of 32, twenty complete patients for the
-weights, stages in the proportion of the released code's. Not copied is a defect: it overwrites the mean that it has just filled in.
+weights, stages in the released code's proportion. Not copied is a defect: it overwrites the mean that it has just filled in.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from common.models.registry import build_encoder
 from common.models.student import encode, parameters_of
 from simulations.baselines import Consortium, Trained, common_ground
 
-EPOCHS, SECOND_STAGE_FROM = 60, 42  # 80,000 of 115,000 iterations
+SETTINGS = ("distill.epochs=60",)
+FIRST_STAGE = 80 / 115  # of the iterations
 BATCH, LR, WEIGHT_DECAY = 32, 1e-3, 1e-2
 DECAY_EVERY, DECAY = 20, 0.9
 PAIRWISE = 0.1
@@ -83,7 +84,7 @@ def metakd_faithful(consortium: Consortium) -> Trained:
         network = MetaKD(config)
         generator = torch.Generator().manual_seed(seed)
         train, meta = _meta_patients(pooled, generator)
-        curve, weights = _train(network, train, meta, generator)
+        curve, weights = _train(network, train, meta, config.distill.epochs, generator)
     network.eval()
     curves: list[dict[str, object]] = [
         {"phase": "train", "round": e, "group": "network", "split": "train", "loss": v} for e, v in enumerate(curve)
@@ -105,7 +106,9 @@ def _meta_patients(pooled: Cohort, generator: torch.Generator) -> tuple[Cohort, 
     return pooled.select(fullest[number:].numpy()), pooled.select(fullest[:number].numpy())
 
 
-def _train(network: MetaKD, train: Cohort, meta: Cohort, generator: torch.Generator) -> tuple[list[float], list[list[float]]]:
+def _train(
+    network: MetaKD, train: Cohort, meta: Cohort, epochs: int, generator: torch.Generator
+) -> tuple[list[float], list[list[float]]]:
     """Trains network and weights in place; returns the loss per epoch, and the weights after every update."""
     kind = train.task.type
     theta = [p for n, p in network.named_parameters() if n != "omega"]
@@ -113,8 +116,8 @@ def _train(network: MetaKD, train: Cohort, meta: Cohort, generator: torch.Genera
     decay = torch.optim.lr_scheduler.StepLR(adam, DECAY_EVERY, DECAY)
     on_weights = torch.optim.Adam([network.omega], lr=WEIGHTS_LR, weight_decay=WEIGHTS_DECAY)
     curve, weights, iteration = [], [network.omega.detach().softmax(0).tolist()], 0
-    for epoch in range(EPOCHS):
-        second = epoch >= SECOND_STAGE_FROM
+    for epoch in range(epochs):
+        second = epoch >= round(FIRST_STAGE * epochs)
         losses = []
         for index in minibatches(len(train), BATCH, generator):
             network.train()

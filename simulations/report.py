@@ -27,6 +27,7 @@ from simulations.tables import (
     main_metrics,
     method_lines,
     pooled,
+    sites_apart,
     spread,
     verdict,
 )
@@ -104,6 +105,7 @@ def _shown(results: Results) -> Results:
     """Returns results without what the document does not show."""
     main = main_metrics(results, 1)
     rows = [r for r in pooled(results) if r.pattern == ALL or r.published or (r.metric in main and not is_ablation(results))]
+    rows += [r for r in results.rows if r.site in sites_apart(results) and r.output is None and not is_ablation(results)]
     last = {(w.seed, w.fold, w.output, w.modality): w for w in results.weights if w.method == MAIN}
     environment = {k: v for k, v in results.environment.items() if k not in MACHINE}
     return results.model_copy(update={"rows": rows, "weights": list(last.values()), "environment": environment})
@@ -163,6 +165,12 @@ def _methods(results: Results) -> list[str]:
         )
     head = ["method", "pattern", "n", *(NAMES.get(m, m) for m in metrics), "parameters", "MB per site", "evidence"]
     parts = [_table([*head, f"`{MAIN}` against it, {main}"], rows)]
+    for site in sites_apart(results):
+        apart = [
+            [line.method, count(line.first.n), *(figure(line.rows.get(m)) for m in metrics)]
+            for line in method_lines(results, site)
+        ]
+        parts += [f"On `{site}` alone:\n", _table(["method", "n", *(NAMES.get(m, m) for m in metrics)], apart)]
     patterns = [c for c in own if c.pattern != ALL]
     if patterns:
         lines = [[c.pattern, _mean(results, c), f"`{c.b}`", difference(bounds_of(c)), verdict(c)] for c in patterns]

@@ -131,7 +131,7 @@ class _Builder:
         return {s: t for s, t in self.tables.get((method, pattern), {}).items() if s in complete}
 
     def rows(self) -> list[Row]:
-        """Returns pooled rows with intervals, then rows per output, fold and site without."""
+        """Returns pooled rows with intervals, then rows per output, fold and site without (but for ``Benchmark.apart``)."""
         rows: list[Row] = []
         for method, pattern in self.tables:
             pooled = list(self._pooled(method, pattern).values())
@@ -141,7 +141,8 @@ class _Builder:
                 rows += self._rows(method, pattern, _where(tables, "fold", fold), fold=fold)
             if pattern == ALL:
                 for site in sorted({str(s) for t in pooled for s in t.keys.get_level_values("site")}):
-                    rows += self._rows(method, pattern, _where(pooled, "site", site), site=site)
+                    apart = site in self.benchmark.apart
+                    rows += self._rows(method, pattern, _where(pooled, "site", site), site=site, with_intervals=apart)
         return rows
 
     def _rows(

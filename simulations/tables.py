@@ -43,9 +43,19 @@ def main_metrics(results: Results, number: int = 2) -> list[str]:
     return list(dict.fromkeys(r.metric for r in pooled(results) if r.published is None))[:number]
 
 
-def method_lines(results: Results) -> list[Line]:
-    """Returns every method on every test visit with what it has, unimodal teachers on the visits that they can read, others."""
-    rows = pooled(results)
+def sites_apart(results: Results) -> list[str]:
+    """Returns the test sites that the benchmark tells apart: their rows have intervals."""
+    return list(dict.fromkeys(r.site for r in results.rows if r.site is not None and r.ci95 is not None))
+
+
+def method_lines(results: Results, site: str | None = None) -> list[Line]:
+    """Returns every method on every test visit with what it has, unimodal teachers on the visits that they can read, others.
+
+    Args:
+        results: What was found.
+        site: A site of :func:`sites_apart`; by default all of them together.
+    """
+    rows = pooled(results) if site is None else [r for r in results.rows if r.site == site and r.output is None]
     lone = lone_teachers(r.method for r in rows)
     shown = [
         r for r in rows if r.method not in lone and (r.published or r.pattern == ALL or r.method.startswith(TEACHER))

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from common.config import Config, Training
 from common.data.cohort import Batch, Cohort
-from common.learning.loop import Fit, fit
+from common.learning.loop import WHOLE, Fit, Span, fit
 from common.learning.losses import Lesson, student_loss, task_loss
 from common.learning.modality_weights import Evidence, hypergradient, random_patterns, scaling_gradient
 from common.models.ensemble import Calibration, Ensembles, consilium
@@ -34,6 +34,7 @@ def train_teacher(
     *,
     epochs: int,
     seed: int,
+    span: Span = WHOLE,
     validation: Cohort | None = None,
 ) -> Fit:
     """Trains a teacher in place on the visits that hold its modality (model-ready cohorts).
@@ -45,6 +46,7 @@ def train_teacher(
         training: Optimiser.
         epochs: Most epochs.
         seed: Of this place, round and group.
+        span: Of the round in its phase (:func:`common.learning.loop.span_of`).
         validation: If given, the best validated epoch is kept.
     """
     kind, x, y = train.task.type, train.inputs[modality], train.labels
@@ -53,7 +55,7 @@ def train_teacher(
         return task_loss(kind, teacher(x[index]), y[index]).mean()
 
     validate = (lambda: teacher_loss(teacher, modality, validation)) if validation is not None and len(validation) else None
-    return fit(teacher, len(train), loss, training, epochs=epochs, seed=seed, validate=validate)
+    return fit(teacher, len(train), loss, training, epochs=epochs, seed=seed, span=span, validate=validate)
 
 
 @torch.no_grad()
@@ -119,6 +121,7 @@ def train_student(
     teaching: Teaching | None,
     epochs: int,
     seed: int,
+    span: Span = WHOLE,
     validation: Cohort | None = None,
 ) -> Fit:
     """Trains a student in place with L, with patterns drawn per patient and omega as it is.
@@ -131,6 +134,7 @@ def train_student(
         teaching: Teachers' logits of ``train``; None trains on labels alone.
         epochs: Most epochs.
         seed: Of this place and round.
+        span: Of the round in its phase.
         validation: If given, the best validated epoch is kept.
     """
     whole = train.batch()
@@ -141,7 +145,7 @@ def train_student(
         return _loss(student(batch), batch, lesson, student.omega, config, labelled=train.labelled)
 
     validate = (lambda: student_validation_loss(student, validation)) if validation is not None and len(validation) else None
-    return fit(student, len(train), loss, training, epochs=epochs, seed=seed, validate=validate)
+    return fit(student, len(train), loss, training, epochs=epochs, seed=seed, span=span, validate=validate)
 
 
 def _drawn(present: Tensor, config: Config, generator: torch.Generator) -> Tensor:

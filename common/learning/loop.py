@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -13,11 +14,23 @@ from torch import Tensor, nn
 from common.config import Training
 
 ADAM_EPSILON = 1e-3
+WHOLE = (0.0, 1.0)
+Span = tuple[float, float]
 
 
 def derive_seed(*parts: object) -> int:
     """Returns a seed below 2^63 from its parts: run seed, phase, round, site, group."""
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
+
+
+def span_of(round: int, rounds: int) -> Span:
+    """Returns from where to where in its phase a round lies, in [0, 1]."""
+    return round / rounds, (round + 1) / rounds
+
+
+def annealed(lr: float, at: float) -> float:
+    """Returns the learning rate at a point of the phase in [0, 1], along half a cosine (Loshchilov and Hutter, 2017)."""
+    return lr * (1 + math.cos(math.pi * at)) / 2
 
 
 @dataclass(frozen=True)
@@ -48,6 +61,7 @@ def fit(
     *,
     epochs: int,
     seed: int,
+    span: Span = WHOLE,
     validate: Callable[[], float] | None = None,
 ) -> Fit:
     """Trains a module in place, and keeps the parameters of the best validated epoch (the start counts as one).
@@ -59,6 +73,7 @@ def fit(
         training: Optimiser and batch size.
         epochs: Most epochs.
         seed: Of shuffling, dropout and whatever the loss draws.
+        span: From where to where in its phase these epochs lie, for a learning rate that is annealed over several rounds.
         validate: Returns the validation loss; None keeps the last epoch.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -73,8 +88,11 @@ def fit(
     best = _validated(module, validate, validated)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for _ in range(epochs if size else 0):
+        for epoch in range(epochs if size else 0):
             module.train()
+            if training.anneal:
+                for group in optimiser.param_groups:
+                    group["lr"] = annealed(training.lr, span[0] + (span[1] - span[0]) * epoch / epochs)
             losses = []
             for index in minibatches(size, training.batch_size, generator):
                 optimiser.zero_grad()

@@ -9,7 +9,7 @@ import torch
 from common.arrays import consilium_arrays, consilium_of, tensors
 from common.data.cohort import Cohort
 from common.learning.lessons import block_counts, student_validation_loss, teach_cohort, train_student, trained_blocks
-from common.learning.loop import derive_seed
+from common.learning.loop import derive_seed, span_of
 from common.learning.modality_weights import OmegaAdam
 from common.messages import Arrays, RefineReply, RefineRequest
 from common.models.ensemble import Calibration
@@ -96,7 +96,8 @@ def _at_the_server(run: Run, reference: Cohort, epochs: int) -> tuple[Arrays, di
     calibration, _ = consilium_of(run.state.arrays["consilium"])
     teaching = teach_cohort(run.ensembles(), train, calibration)
     seed = derive_seed(config.seed, "refine", run.state.round, REFERENCE)
-    train_student(student, train, config, config.refine.training, teaching=teaching, epochs=epochs, seed=seed)
+    span = span_of(run.state.round, config.refine.rounds)
+    train_student(student, train, config, config.refine.training, teaching=teaching, epochs=epochs, seed=seed, span=span)
     counts = block_counts(train)
     return trained_blocks(student, counts), counts
 

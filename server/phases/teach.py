@@ -5,7 +5,7 @@ from __future__ import annotations
 from common.arrays import Arrays, module_arrays, tensors
 from common.data.cohort import Cohort
 from common.learning.lessons import train_teacher
-from common.learning.loop import derive_seed
+from common.learning.loop import derive_seed, span_of
 from common.messages import TeachReply, TeachRequest
 from common.models.ensemble import GROUP_SEPARATOR, build_teacher
 from server.aggregation import weighted_mean
@@ -71,7 +71,8 @@ def _at_the_server(run: Run, reference: Cohort, group: str) -> dict[str, tuple[A
     teacher = build_teacher(group, config.task, config.model)
     teacher.load_state_dict(tensors(run.state.arrays[f"teacher:{group}"]))
     seed = derive_seed(config.seed, "teach", run.state.round, REFERENCE, group)
-    train_teacher(teacher, modality, mine, config.teach.training_of(group), epochs=config.teach.epochs, seed=seed)
+    span, training = span_of(run.state.round, config.teach.rounds), config.teach.training_of(group)
+    train_teacher(teacher, modality, mine, training, epochs=config.teach.epochs, seed=seed, span=span)
     return {REFERENCE: (module_arrays(teacher), len(mine))}
 
 

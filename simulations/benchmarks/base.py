@@ -105,6 +105,7 @@ class Benchmark:
         overrides: Method -> Hydra overrides of the experiment, so that a baseline is trained as well as the student is.
         metrics: Metrics in the order of the table, the main one first.
         published: Figures of others.
+        apart: Test sites that are told apart too, with intervals.
         ablations: Other settings of single factors of the student, in the order of their table.
     """
 
@@ -123,6 +124,7 @@ class Benchmark:
     overrides: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     metrics: tuple[str, ...] = ("auroc", "auprc", "accuracy", "f1")
     published: tuple[Published, ...] = ()
+    apart: tuple[str, ...] = ()
     ablations: tuple[Ablation, ...] = ()
 
     def ablation(self, method: str) -> Ablation | None:

@@ -47,7 +47,7 @@ PAIRS_OF_A_DIGIT = {5: 6, 10: 9, 15: 15, 20: 21}
 """Rate in % -> pairs of each digit: the nearest multiple of three speakers, the smaller one where two are as near."""
 
 SITES, SITES_WITH_BOTH, REFERENCE_SHARE = 10, 2, 0.1
-FEW = "test-450"
+FEW, REST = "test-450", "test-9550"
 SUFFIX = {"image": ".png", "audio": ".wav"}
 Missing = Literal["audio", "image"]
 
@@ -109,10 +109,14 @@ def write_sites(
     seed: int,
     rate: int = 20,
     missing: Missing = "audio",
+    both_at_test: bool = False,
     masked: bool = True,
     reference: float = REFERENCE_SHARE,
 ) -> dict[str, Any]:
     """Writes ten training sites, of which two have both modalities, a reference set and the test sites.
+
+    The test sites hold what all training sites hold: 10,000 images, of which the 450 of the protocol are a site of their own, or
+    450 recordings.
 
     Args:
         digits: What :func:`load` returned.
@@ -120,6 +124,7 @@ def write_sites(
         seed: Of which pairs keep both modalities, and of who is where.
         rate: Percent of the training pairs that keep both modalities.
         missing: The modality that the others lack.
+        both_at_test: Whether the 450 are tested with both modalities instead, and nobody else.
         masked: Without, every training pair keeps both.
         reference: Share of the training pairs, of both kinds alike, that are the labelled reference set.
 
@@ -130,14 +135,18 @@ def write_sites(
     train = _in_turn(digits.train.iloc[rng.permutation(len(digits.train))])
     train["audio"] = train.groupby("digit")["audio"].transform(lambda names: rng.permutation(names.to_numpy()))
     both = (train.groupby("digit").cumcount() < PAIRS_OF_A_DIGIT[rate]).to_numpy()
-    train["site"] = _places(train["digit"].to_numpy(), both, reference, "image" if missing == "audio" else "audio")
+    held = "image" if missing == "audio" else "audio"
+    train["site"] = _places(train["digit"].to_numpy(), both, reference, held)
     if masked:
         train[missing] = train[missing].astype(object).where(both, None)
     partial = new_sites(folder)
     for site, rows in train.groupby("site"):
         _write(partial / str(site), rows, digits.images["train"], digits.sounds, "train")
     known = digits.test["audio"].notna()
-    tests = {FEW: digits.test[known]} | ({"test-9550": digits.test[~known]} if missing == "audio" else {})
+    tests = {FEW: digits.test[known]}
+    if not both_at_test:
+        tests = {FEW: digits.test[known].assign(**{missing: None})}
+        tests |= {REST: digits.test[~known]} if missing == "audio" else {}
     for site, rows in tests.items():
         _write(partial / site, rows, digits.images["test"], digits.sounds, "evaluate")
     finish_sites(partial)

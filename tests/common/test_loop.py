@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from common.config import Training
-from common.learning.loop import derive_seed, fit, minibatches
+from common.learning.loop import annealed, derive_seed, fit, minibatches, span_of
 
 X = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
 Y = X @ torch.tensor([[1.0], [-2.0], [0.5]])
@@ -122,3 +122,19 @@ def test_the_training_loss_is_the_mean_over_patients_not_over_batches() -> None:
 
     curve = fit(module, 10, loss, Training(batch_size=8), epochs=1, seed=0)
     assert curve.training[0] == pytest.approx((8 * 8 + 2 * 2) / 10)
+
+
+def test_an_annealed_learning_rate_falls_over_the_rounds_as_it_would_in_one_place() -> None:
+    training = Training(optimiser="sgd", lr=0.1, weight_decay=0.0, batch_size=40, anneal=True)
+
+    def moved(parts: list[tuple[int, tuple[float, float]]]) -> float:
+        module = nn.Linear(1, 1, bias=False)
+        start = module.weight.item()
+        for epochs, span in parts:
+            fit(module, 40, lambda index, generator: module.weight.sum(), training, epochs=epochs, seed=0, span=span)
+        return start - module.weight.item()
+
+    expected = sum(annealed(0.1, at / 4) for at in range(4))
+    assert moved([(4, (0.0, 1.0))]) == pytest.approx(expected, rel=1e-5)
+    assert moved([(2, span_of(0, 2)), (2, span_of(1, 2))]) == pytest.approx(expected, rel=1e-5)
+    assert [annealed(0.1, at) for at in (0, 0.5, 1)] == pytest.approx([0.1, 0.05, 0])

@@ -1,0 +1,76 @@
+"""Written digits, some of them with a spoken one: MetaKD's AV-MNIST at ten sites of which two have a microphone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from simulations.ablations import STANDARD, references, teachers
+from simulations.benchmarks.base import Benchmark, Published, Split
+from simulations.datasets import avmnist
+from simulations.datasets.files import data_folder
+
+BOTH_AT_TEST = "both-at-test"
+MAIN_RATE = 20
+VARIANTS = tuple(f"{m}-{r}" for m in ("audio", "image") for r in avmnist.PAIRS_OF_A_DIGIT if (m, r) != ("audio", MAIN_RATE))
+SHASPEC = "ShaSpec, Table 3 (450 images)"
+
+
+def prepare(folder: Path, split: Split) -> dict[str, Any]:
+    """Writes the sites of a seed; see :data:`simulations.benchmarks.base.Prepare`."""
+    digits = avmnist.load(data_folder(avmnist.FOLDER, avmnist.HOW_TO_GET))
+    both = split.variant == BOTH_AT_TEST
+    missing, _, rate = (f"audio-{MAIN_RATE}" if split.variant is None or both else split.variant).partition("-")
+    return avmnist.write_sites(
+        digits,
+        folder,
+        seed=split.seed,
+        rate=int(rate),
+        missing="image" if missing == "image" else "audio",
+        both_at_test=both,
+        masked=split.masked,
+        reference=avmnist.REFERENCE_SHARE if split.reference is None else split.reference,
+    )
+
+
+def _published(rate: int, shaspec: float, metakd: float | None) -> tuple[Published, ...]:
+    variant = None if rate == MAIN_RATE else f"audio-{rate}"
+    return (
+        Published("image network alone", "accuracy", 0.9235, "published", SHASPEC, variant=variant),
+        Published("ShaSpec", "accuracy", shaspec, "published", SHASPEC, n=450, variant=variant),
+        Published(
+            "MetaKD", "accuracy", metakd, "second-hand" if metakd else "not found", "MetaKD, Table 3a", n=450, variant=variant
+        ),
+    )
+
+
+BENCHMARK = Benchmark(
+    name="metakd-avmnist",
+    title="The digit of an image, where some training images have a spoken digit: ten sites, two with a microphone",
+    experiment="metakd-avmnist",
+    data="real",
+    data_version="MNIST + Free Spoken Digit Dataset, SMIL's protocol",
+    task_type="multiclass",
+    modalities=("audio", "image"),
+    prepare=prepare,
+    methods=(
+        "student", "teachers", "student-uniform", "student-metakd", "student-no-kd", "metakd-faithful", "unimodal", "fedavg",
+        "local", "central", "central-full",
+    ),
+    seeds=5,
+    variants=(None, *VARIANTS, BOTH_AT_TEST),
+    metrics=("accuracy", "auroc"),
+    published=(
+        *_published(5, 0.9333, None),
+        *_published(10, 0.9356, 0.9422),
+        *_published(15, 0.9378, 0.9489),
+        *_published(20, 0.9467, None),
+    ),
+    apart=(avmnist.FEW,),
+    ablations=(
+        teachers("student", "one, of the student's size", image=["lenet"], audio=["small"]),
+        teachers("largest", "one, the largest", image=["lenet4"], audio=["base"]),
+        *STANDARD,
+        *references(0, 0.05, 0.2),
+    ),
+)  # fmt: skip
