@@ -50,7 +50,10 @@ class LinearAudio(Encoder):
 
 
 class ConvAudio(Encoder):
-    """Convolutions over time and coefficients with GroupNorm, on recordings stretched to one length."""
+    """Convolutions over time and coefficients with GroupNorm, on recordings stretched to one length.
+
+    They see the order of what is heard, not its pace; ``smil`` sees both.
+    """
 
     channels: int
 
