@@ -41,8 +41,8 @@ def read_audio(path: Path, modality: Modality) -> NDArray[np.generic]:
     wave, rate = _read(path, ((modality.frames - 1) * hop + window) / modality.sample_rate)
     if rate < modality.sample_rate:
         raise IngestError(
-            f"the recording has {rate} samples per second, fewer than the task's {modality.sample_rate}; give the original "
-            "recording, because what it lacks cannot be made up, or leave the cell empty"
+            f"the recording has {rate} samples per second, fewer than the task's {modality.sample_rate}, and what it lacks "
+            "cannot be made up; give the original recording, or leave the cell empty"
         )
     if (np.abs(wave) >= FULL_SCALE).mean() > CLIPPED:
         raise IngestError(
