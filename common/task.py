@@ -58,8 +58,8 @@ class Modality:
     buckets: int = Field(default=2048, ge=16)
     tokens: int = Field(default=128, ge=1)
     sample_rate: int = Field(default=8000, ge=1000)
-    coefficients: int = Field(default=20, ge=2, le=40)
-    frames: int = Field(default=48, ge=4)
+    coefficients: int = Field(default=20, ge=5, le=40)
+    frames: int = Field(default=48, ge=8)
     window_ms: float = Field(default=32.0, ge=4)
     hop_ms: float = Field(default=16.0, ge=1)
 

@@ -132,8 +132,8 @@ def doubled(batch: Batch) -> Batch:
 
 
 def every_encoder() -> list[tuple[str, str]]:
-    """Modality and architecture, for all that are registered."""
-    return [(n, a) for n, m in EVERY_KIND.items() for a in architectures(m.kind)]
+    """Modality and architecture, for all that are registered and need no files."""
+    return [(n, a) for n, m in EVERY_KIND.items() for a in architectures(m.kind) if a != "pretrained"]
 
 
 def write_dicom(path: Path, pixels: np.ndarray[Any, Any], photometric: str = "MONOCHROME2", **tags: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -10,14 +12,17 @@ from opacus import GradSampleModule
 from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 
-from common.models.encoders.series import SUMMARIES, summaries
+from common.models.attention import AttentionBlock
+from common.models.encoders.series import SUMMARIES, steps_since, summaries
 from common.models.encoders.text import bag_of_words
 from common.models.registry import Encoder, architectures, build_encoder, build_fusion, fusions
 from common.models.student import Student, parameters_of
 from common.models.teacher import Teacher
+from common.task import Modality
 from tests.common.samples import EVERY_KIND, MODALITIES, MODEL, every_encoder, make_inputs, make_task
 
 WIDTH = 4
+READ_STEPS = {("labs", "conv"), ("labs", "attention"), ("labs", "gru")}
 
 
 def make_teacher(name: str, architecture: str) -> Teacher:
@@ -100,6 +105,81 @@ def test_a_linear_teacher_starts_at_the_prior_wherever_it_is_built() -> None:
     for name in EVERY_KIND:
         teacher = Teacher(EVERY_KIND[name], "linear", 3, width=WIDTH, dropout=0.1, prior=prior)
         assert torch.equal(teacher(draw(name, 2)), prior.expand(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("kind", "architecture", "size", "parameters"), [("image", "lenet", 28, 6872), ("audio", "smil", 20, 67254)]
+)
+def test_the_networks_of_smil_have_its_number_of_parameters(kind: str, architecture: str, size: int, parameters: int) -> None:
+    modality = Modality("image", pixels=size) if kind == "image" else Modality("audio", frames=size, coefficients=20)
+    assert parameters_of(Teacher(modality, architecture, 10, width=32, dropout=0.5)) == parameters
+
+
+@pytest.mark.parametrize("architecture", architectures("image"))
+@pytest.mark.parametrize("pixels", [8, 15, 16, 28, 33])
+def test_images_of_any_size_are_read(architecture: str, pixels: int) -> None:
+    encoder = build_encoder(Modality("image", pixels=pixels), architecture, WIDTH, 0.0)
+    assert encoder(torch.rand(2, 1, pixels, pixels)).shape == (2, encoder.features)
+
+
+def test_building_no_monai_network_imports_no_monai() -> None:
+    code = (
+        "import sys; from common.models.registry import build_encoder; from common.task import Modality; "
+        "build_encoder(Modality('image'), 'lenet', 4, 0.0); print({'monai', 'librosa', 'opacus'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(("name", "architecture"), [p for p in every_encoder() if p[0] == "speech" or p in READ_STEPS])
+def test_what_a_mask_hides_does_not_matter(name: str, architecture: str) -> None:
+    teacher, x = make_teacher(name, architecture).eval(), draw(name, 6)
+    hidden = torch.stack([torch.where(x[:, 1] > 0, x[:, 0], 9.0), x[:, 1]], 1)
+    assert not torch.equal(hidden, x)
+    assert torch.equal(teacher(hidden), teacher(x))
+    none = torch.zeros_like(x)
+    assert teacher(none).isfinite().all()
+
+
+def test_words_that_weigh_nothing_are_not_attended_to() -> None:
+    teacher, x = make_teacher("note", "attention").eval(), draw("note", 6)
+    x[:, 0] = x[:, 0].clamp(min=1)
+    x[:, 1, 5:] = 0
+    other = x.clone()
+    other[:, 0, 5:] = 7
+    assert torch.allclose(teacher(other), teacher(x), atol=1e-6)
+    other[:, 0, 4] = x[:, 0, 4] % 63 + 1
+    assert not torch.allclose(teacher(other), teacher(x), atol=1e-3)
+    x[:, 1] = 0
+    assert teacher(x).isfinite().all()
+
+
+@pytest.mark.parametrize(("name", "architecture"), [("labs", "attention"), ("note", "attention"), ("labs", "gru")])
+def test_the_order_of_steps_and_words_matters(name: str, architecture: str) -> None:
+    teacher, x = make_teacher(name, architecture).eval(), draw(name, 6)
+    assert not torch.allclose(teacher(x.flip(2)), teacher(x), atol=1e-3)
+
+
+def test_time_since_the_last_observation_counts_from_the_start_until_there_is_one() -> None:
+    seen = torch.tensor([[[0.0, 1.0], [0.0, 0.0], [1.0, 0.0], [0.0, 0.0]]])
+    assert (steps_since(seen) * 4).tolist() == [[[1, 0], [2, 1], [0, 2], [1, 3]]]
+
+
+def test_attention_is_pytorchs() -> None:
+    torch.manual_seed(0)
+    block, tokens, seen = AttentionBlock(8, 0.0), torch.randn(3, 5, 8), torch.tensor([[1.0, 1, 1, 0, 0]] * 3)
+    theirs = nn.MultiheadAttention(8, 2, batch_first=True)
+    theirs.load_state_dict(
+        {
+            "in_proj_weight": torch.cat([m.weight for m in (block.query, block.key, block.value)]),
+            "in_proj_bias": torch.cat([m.bias for m in (block.query, block.key, block.value)]),
+            "out_proj.weight": block.mix.weight,
+            "out_proj.bias": block.mix.bias,
+        }
+    )
+    normal = block.before(tokens)
+    attended = tokens + theirs(normal, normal, normal, key_padding_mask=seen == 0)[0]
+    assert torch.allclose(block(tokens, seen), attended + block.perceptron(attended), atol=1e-5)
 
 
 def test_an_encoder_class_without_forward_says_so() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -348,6 +349,8 @@ def bad_images(folder: Path) -> None:
     write_dicom(folder / "frames.dcm", np.stack([ramp()] * 4))
     write_dicom(folder / "palette.dcm", ramp(), "PALETTE COLOR")
     write_dicom(folder / "empty.dcm", np.full((16, 16), 5))
+    with warnings.catch_warnings(action="ignore"):
+        write_dicom(folder / "slope.dcm", ramp(), RescaleSlope="nan", RescaleIntercept=0)
     write_dicom(folder / "whole.dcm", ramp())
     whole = (folder / "whole.dcm").read_bytes()
     (folder / "cut.dcm").write_bytes(whole[:-200])
@@ -365,13 +368,14 @@ def bad_images(folder: Path) -> None:
         ("palette.dcm", "colours or several frames"),
         ("empty.dcm", "the image is empty"),
         ("black.png", "the image is empty"),
+        ("slope.dcm", "no numbers; export it again"),
         ("cut.dcm", "cannot be read"),
         ("header.dcm", "cannot be read"),
         ("text.dcm", "cannot be read"),
         ("text.png", "cannot be read"),
     ],
 )
-@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom", "ignore:invalid value:RuntimeWarning")
 def test_an_image_that_cannot_be_used_is_named(tmp_path: Path, name: str, text: str) -> None:
     bad_images(tmp_path)
     found = fault(tmp_path, Source("image", column="cxr"), MODALITIES["cxr"], name)

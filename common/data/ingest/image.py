@@ -40,8 +40,8 @@ def read_image(path: Path, pixels: int) -> NDArray[np.generic]:
         remedy = "export it again as DICOM, PNG or JPEG, or leave the cell empty"
         raise IngestError(f"the image cannot be read ({type(error).__name__}); {remedy}") from None
     low, high = np.percentile(grey, [1, 99])
-    if not high > low:  # also where a rescale slope makes NaN of it
-        raise IngestError("the image is empty: all grey values are equal; export it again, or leave the cell empty")
+    if not high > low:  # NaN included, which a broken rescale slope leaves
+        raise IngestError("the image is empty: all grey values are equal or no numbers; export it again, or leave the cell empty")
     scaled = np.clip((grey - low) / (high - low), 0, 1).astype(np.float32)
     resampled = Image.fromarray(scaled).resize((pixels, pixels), Image.Resampling.BOX)
     return np.asarray(resampled, dtype=np.float32)[None]

@@ -50,7 +50,10 @@ class LinearAudio(Encoder):
 
 
 class ConvAudio(Encoder):
-    """Convolutions over time and coefficients with GroupNorm, on recordings stretched to one length."""
+    """Convolutions over time and coefficients with GroupNorm, on recordings stretched to one length.
+
+    They see the order of what is heard, not its pace; ``smil`` sees both.
+    """
 
     channels: int
 
@@ -107,8 +110,8 @@ class SmilAudio(Encoder):
         layers: list[nn.Module] = []
         for before, after in pairwise([1, 32, 48, 20]):
             layers += [nn.Conv2d(before, after, kernel_size=2), nn.GroupNorm(4, after), nn.ReLU()]
-        self.convolutions = nn.Sequential(*layers, nn.MaxPool2d(kernel_size=2, stride=4, ceil_mode=True), nn.Flatten())
-        pooled = [-(-(size - 5) // 4) + 1 for size in (modality.frames, modality.coefficients)]
+        self.convolutions = nn.Sequential(*layers, nn.MaxPool2d(kernel_size=2, stride=4), nn.Flatten())
+        pooled = [(size - 5) // 4 + 1 for size in (modality.frames, modality.coefficients)]
         self.out = nn.Sequential(
             nn.Dropout(dropout), nn.Linear(20 * pooled[0] * pooled[1], 160), nn.ReLU(), nn.Dropout(dropout), nn.Linear(160, width)
         )
