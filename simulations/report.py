@@ -42,8 +42,8 @@ methods on the same test patients. It is *resolved* if its interval excludes 0; 
 patients may have been tested. Intervals hold the chance of who was tested; that of training is told by the spread over seeds
 alone. No interval is corrected for the number of comparisons.
 
-An ablation changes one factor of the main setting at a time; *helps* means that the main setting's choice is resolved better. These
-are test patients: a setting that is better here was not chosen for it, and choosing it now would be choosing on them.
+An ablation changes one factor of the main setting at a time; *helps* means that the main setting's choice is resolved better.
+These are test patients: a setting that is better here was not chosen for it, and choosing it now would be choosing on them.
 """
 WORDS: dict[Effect, tuple[str, str]] = {
     "helps": ("What helps", "the main setting is better than"),
