@@ -55,7 +55,7 @@ def references(*shares: float) -> tuple[Ablation, ...]:
 
 
 STANDARD = (
-    Ablation("student-no-kd", "distillation", "off: labels alone", NO_KD),
+    Ablation("student-no-kd", "distillation", "off, labels alone", NO_KD),
     Ablation("student-no-pairwise", "pairwise distillation", "off", ("distill.delta=0",)),
     Ablation("student-ratio", "pairwise distillation", "ratio of the weights, as released", ("distill.pairwise=ratio",)),
     Ablation("student-uniform", "modality weights", "uniform", UNIFORM),
@@ -63,7 +63,7 @@ STANDARD = (
     Ablation("student-balance", "balance", "by distillation", ("balance=distillation",)),
     Ablation("student-dropout-batch", "modality dropout", "drawn per batch", ("distill.dropout_by=batch",)),
     Ablation("student-no-dropout", "modality dropout", "none", ("distill.dropout=0",)),
-    Ablation("student-no-scale", "consilium's scale and bias", "off: 1 and 0", ("distill.scale=false",)),
+    Ablation("student-no-scale", "consilium's scale and bias", "off, 1 and 0", ("distill.scale=false",)),
     Ablation("student-no-refine", "refine", "off", ("refine.rounds=0",)),
 )
 """What every benchmark with several modalities and a reference set can try."""

@@ -26,7 +26,7 @@ from rich.console import Console
 
 from common.arrays import write_json
 from common.errors import ConsiliumError, nearest
-from common.evaluation.results import load_results
+from common.evaluation.results import Results, load_results
 from simulations.ablations import MAIN, Ablation, of_factors
 from simulations.benchmarks.base import Benchmark, get
 from simulations.figures import draw_ablation, draw_figures
@@ -145,20 +145,7 @@ def run(
         work = Work(benchmark, folder, variant, runtime, debug, run_cell)
         run_jobs(work, plan.jobs(), workers or (1 if runtime == "flwr" else os.cpu_count() or 1), console or Console())
         cells, missing = _collect(plan, work)
-        results = build_results(
-            replace(benchmark, methods=plan.methods, published=()) if ablate else benchmark,
-            cells,
-            seeds=plan.seeds,
-            folds=plan.folds,
-            variant=variant,
-            prepared=_prepared(plan, work, plan.methods[0]),
-            run={
-                "title": benchmark.title, "runtime": runtime, "debug": debug, "code": plan.code, "missing": missing,
-                "command": _command(plan, only, ablate=ablate),
-                "ablations": [_told(a, _prepared(plan, work, a.name)) for a in _ablations(benchmark, plan)] if ablate else [],
-            },
-            every_pattern=ablate,
-        )  # fmt: skip
+        results = _results(plan, work, cells, missing, _command(plan, only, ablate=ablate), ablate=ablate)
         if ablate:
             draw_ablation(results, folder / "figures")
         else:
@@ -262,15 +249,34 @@ def _is_finished(folder: Path) -> bool:
         return False
 
 
+def _results(plan: Plan, work: Work, cells: Sequence[Cell], missing: Mapping[str, str], command: str, *, ablate: bool) -> Results:
+    """Returns what the cells found, with what else there is to tell of the run."""
+    benchmark, told = work.benchmark, [a for a in work.benchmark.ablations if a.name in plan.methods] if ablate else []
+    return build_results(
+        replace(benchmark, methods=plan.methods, published=()) if ablate else benchmark,
+        cells,
+        seeds=plan.seeds,
+        folds=plan.folds,
+        variant=plan.variant,
+        prepared=_prepared(plan, work, plan.methods[0]),
+        run={
+            "title": benchmark.title,
+            "runtime": plan.runtime,
+            "debug": plan.debug,
+            "code": plan.code,
+            "missing": dict(missing),
+            "command": command,
+            "ablations": [_told(a, _prepared(plan, work, a.name)) for a in told],
+        },
+        every_pattern=ablate,
+    )
+
+
 def _command(plan: Plan, only: Sequence[str], *, ablate: bool) -> str:
     """Returns the command line that makes a run again."""
     words = ["consilium-bench", "ablate" if ablate else "run", plan.benchmark, "--seeds", str(len(plan.seeds))]
     words += [word for name in only for word in ("--only", name)] + (["--variant", plan.variant] if plan.variant else [])
     return shlex.join(words + (["--runtime", plan.runtime] if plan.runtime != "inproc" else []))
-
-
-def _ablations(benchmark: Benchmark, plan: Plan) -> list[Ablation]:
-    return [a for a in benchmark.ablations if a.name in plan.methods]
 
 
 def _told(ablation: Ablation, prepared: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -279,7 +285,7 @@ def _told(ablation: Ablation, prepared: Sequence[Mapping[str, Any]]) -> dict[str
     if ablation.reference:
         sizes = [p["n"]["reference"] for p in prepared]
         what = next(iter(sizes[0]))
-        told["setting"] += f": {round(mean(size[what] for size in sizes)):,} {what}"
+        told["setting"] += f", {round(mean(size[what] for size in sizes)):,} {what}"
     return told
 
 

@@ -24,7 +24,7 @@ from simulations.workers import Job, Work
 SIGNAL = {"labs": 1.0, "notes": 0.5, "vitals": 0.7}
 METHODS = ("student", "student-uniform", "local", "fedavg", "central", "central-full", "teachers")
 ABLATIONS = (
-    Ablation("student-no-kd", "distillation", "off: labels alone"),
+    Ablation("student-no-kd", "distillation", "off, labels alone"),
     Ablation("student-uniform", "modality weights", "uniform"),
     Ablation("student-no-refine", "refine", "off"),
     Ablation("student-reference-5", "reference set", "5 %", reference=0.05),

@@ -96,7 +96,7 @@ def test_a_failed_ablation_is_the_only_one_that_runs_again(tmp_path: Path, monke
     first = run(tmp_path, **asked)
     assert set(first.missing) == {"student-no-refine-0-1"}
     told = {f.setting: f.difference for f in findings(load_results(first.folder / "results.json"), "auroc")}
-    assert told["off"] is None and told["5 %: 31 stays"] is not None
+    assert told["off"] is None and told["5 %, 31 stays"] is not None
     monkeypatch.delenv("FAKE_FAIL")
     second = run(tmp_path, **asked)
     assert (second.folder, second.missing) == (first.folder, {})
@@ -112,7 +112,7 @@ def test_findings_tell_the_effect_of_the_main_settings_choice(results: Results) 
     assert (main.setting, main.difference, main.effect, main.elsewhere) == ("main setting", None, None, "-")
     assert [f.factor for f in found] == FACTORS
     assert [f.effect for f in found] == ["helps", "not resolved", "hurts", "not resolved"]
-    assert found[3].setting == "5 %: 31 stays"  # the mean of what the folds have
+    assert found[3].setting == "5 %, 31 stays"  # the mean of what the folds have
     by_name = {(c.b, c.metric, c.pattern): c for c in results.comparisons}
     for finding, ablation in zip(found, fakes.ABLATIONS, strict=True):
         whole = by_name[ablation.name, "auroc", "all"]

@@ -118,7 +118,7 @@ def test_an_ablation_says_plainly_what_helps_what_hurts_and_what_does_not_help(t
     parts = re.split(r"^(What .*) \(in AUROC\):$", text, flags=re.M)[1:]
     said = dict(zip(parts[::2], parts[1::2], strict=True))
     assert list(said) == ["What helps", "What hurts", "What does not help, as far as these patients can tell"]
-    assert "**distillation**: the main setting is better than *off: labels alone*, +0." in said["What helps"]
+    assert "**distillation**: the main setting is better than *off, labels alone*, +0." in said["What helps"]
     assert "**refine**: the main setting is worse than *off*, -0." in said["What hurts"]
     unresolved = said["What does not help, as far as these patients can tell"]
     assert "**modality weights**: no difference is resolved from *uniform*" in unresolved and "**reference set**" in unresolved
