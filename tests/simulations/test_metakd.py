@@ -1,0 +1,89 @@
+"""MetaKD as released: the mean fills what is absent, weights move by the features' scaling alone, the network learns."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from common.evaluation.metrics import metrics
+from common.evaluation.predictions import predict_patterns
+from simulations import metakd
+from simulations.baselines import Consortium, Trained, open_consortium, unimodal
+from simulations.metakd import MetaKD, metakd_faithful
+from tests.common.samples import make_cohort, make_config, write_folder
+
+THREE = ("admission", "labs", "cxr")
+
+
+def test_an_absent_modality_is_the_mean_of_the_present_ones() -> None:
+    config = make_config("multiclass", THREE)
+    torch.manual_seed(0)
+    network = MetaKD(config).eval()
+    features = torch.randn(2, 3, config.model.width)
+    present = torch.tensor([[True, True, False], [False, False, True]])
+    filled = features.clone()
+    filled[0, 2] = (features[0, 0] + features[0, 1]) / 2
+    filled[1, :2] = features[1, 2]
+    held = features * present[:, :, None]
+    assert torch.allclose(network.fused(held, present), network.head(filled.flatten(1)), atol=1e-6)
+    weights = torch.tensor([0.2, 0.5, 0.3])
+    scaled = network.head((filled * weights[:, None]).flatten(1))
+    assert torch.allclose(network.fused(held, present, weights), scaled, atol=1e-6)
+
+
+def test_what_an_absent_modality_holds_cannot_matter() -> None:
+    config = make_config("binary", THREE)
+    network = MetaKD(config).eval()
+    batch = make_cohort(config.task, 20).batch()
+    other = replace(batch, inputs={n: x.nan_to_num(nan=7.0) for n, x in batch.inputs.items()})
+    assert torch.equal(network(batch), network(other))
+
+
+@pytest.fixture
+def consortium(tmp_path: Path) -> Consortium:
+    config = make_config("multiclass", THREE)
+    config = replace(config, distill=replace(config.distill, epochs=60))
+    for seed, site in enumerate(("alder", "birch")):
+        write_folder(tmp_path / site, config.task, 160, site=site, seed=seed)
+    return open_consortium(tmp_path, config)
+
+
+def accuracy(consortium: Consortium, trained: Trained, pattern: str) -> float:
+    found = []
+    for site, cohort in consortium.testing.items():
+        speaker, scaling = trained.speaker(site)
+        found.append(predict_patterns(cohort.standardised(scaling), [speaker]))
+    rows = pd.concat(found)
+    rows = rows[rows["pattern"] == pattern]
+    scores, labels = (rows[c].to_numpy().reshape(-1, 3) for c in ("score", "label"))
+    return metrics("multiclass", scores, labels)["accuracy"]
+
+
+def test_it_learns_and_its_weights_move_from_where_they_started(consortium: Consortium, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metakd, "WEIGHTS_EVERY", (50, 50))
+    trained = metakd_faithful(consortium)
+    again = metakd_faithful(consortium)
+    assert accuracy(consortium, trained, "all") > 0.5
+    assert trained.curves == again.curves
+    assert trained.weights == again.weights
+    steps = [w for w in trained.weights if w["modality"] == "labs"]
+    assert len({w["value"] for w in steps}) == len(steps) > 3
+    first = [w["value"] for w in trained.weights if w["step"] == 0]
+    assert sum(first) == pytest.approx(1)  # type: ignore[arg-type]
+    assert len(trained.curves) == 60
+
+
+def test_a_network_of_one_modality_reads_that_modality_alone(consortium: Consortium) -> None:
+    trained = unimodal(consortium)
+    assert accuracy(consortium, trained, "labs") > 0.45
+    speaker, scaling = trained.speaker("alder")
+    batch = consortium.testing["alder"].standardised(scaling).batch()
+    both = speaker.logits(batch.masked(torch.tensor([True, True, False])))
+    one, other = (speaker.logits(batch.masked(torch.tensor(p))) for p in ([True, False, False], [False, True, False]))
+    complete = batch.present[:, :2].all(1)
+    assert torch.allclose(both[complete], ((one + other) / 2)[complete], atol=1e-5)
+    assert complete.any()
