@@ -150,7 +150,7 @@ def _comparisons(comparisons: list[Comparison]) -> Table:
     for c in (c for c in comparisons if c.b not in lone):
         bounds = Interval(c.difference, *c.ci95)
         difference = f"{c.difference:+.3f} \\[{bounds.low:+.3f}, {bounds.high:+.3f}]"
-        table.add_row(c.a, c.b, c.pattern, NAMES.get(c.metric, c.metric), difference, bounds.verdict)
+        table.add_row(c.a, c.b, c.pattern, NAMES.get(c.metric, c.metric), difference, bounds.verdict(c.metric))
     return table
 
 

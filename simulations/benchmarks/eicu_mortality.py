@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from common.errors import ConsiliumError
 from simulations.benchmarks.base import Benchmark, Published
@@ -25,8 +25,10 @@ TUNED = {
 ROLES = {"train": "train", "reference": "reference", "evaluate": "test"}
 
 
-def prepare(folder: Path, seed: int, fold: int, variant: str | None, masked: bool) -> dict[str, Any]:
-    """Writes one fold as hospitals; see :data:`simulations.benchmarks.base.Prepare`."""
+def prepare(
+    folder: Path, seed: int, fold: int, variant: str | None, masked: bool, label: Literal["death", "los"] = "death"
+) -> dict[str, Any]:
+    """Writes one fold as hospitals, with the label asked for; see :data:`simulations.benchmarks.base.Prepare`."""
     root = os.environ.get("CONSILIUM_DATA")
     if not root:
         raise ConsiliumError(f"CONSILIUM_DATA is not set: it names the folder that holds '{eicu.FOLDER}'. {eicu.HOW_TO_GET}")
@@ -39,6 +41,7 @@ def prepare(folder: Path, seed: int, fold: int, variant: str | None, masked: boo
         cohort="all" if variant == "all-stays" else "main",
         sites="hospital" if variant == "hospital-sites" else "network",
         masked=masked,
+        label=label,
     )
     return {
         "n": {ROLES[role]: counts for role, counts in said["n"].items()},

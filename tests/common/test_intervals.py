@@ -83,9 +83,9 @@ def test_paired_difference_is_narrower_than_two_intervals_and_antisymmetric() ->
 
 def test_a_real_difference_is_resolved_and_none_is_not() -> None:
     good, bad, other = (draw(800, signal=signal, seed=seed) for signal, seed in ((2.5, 0), (0.3, 1), (2.5, 2)))
-    assert paired_difference([good], [bad], "auroc", "binary").verdict == "better"
-    assert paired_difference([bad], [good], "auroc", "binary").verdict == "worse"
-    assert paired_difference([good], [other], "auroc", "binary").verdict == "not resolved"
+    assert paired_difference([good], [bad], "auroc", "binary").verdict("auroc") == "better"
+    assert paired_difference([bad], [good], "auroc", "binary").verdict("auroc") == "worse"
+    assert paired_difference([good], [other], "auroc", "binary").verdict("auroc") == "not resolved"
     assert paired_difference([good], [good], "auroc", "binary") == Interval(0.0, 0.0, 0.0)
 
 

@@ -231,7 +231,7 @@ def test_results_survive_the_file_and_nothing_else_fits_the_schema(results: Resu
 
 def test_a_cell_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     fakes.write_cell(tmp_path, "student", 1, 0)
-    cell = load_cell(tmp_path)
+    cell = load_cell(tmp_path, "binary")
     assert (cell.method, cell.seed, cell.fold, cell.parameters) == ("student", 1, 0, 1000)
     pd.testing.assert_frame_equal(cell.predictions, fakes.predictions("student", 1, 0), check_dtype=False)
 
@@ -250,18 +250,18 @@ def test_predictions_that_are_none_make_the_cell_unusable(tmp_path: Path, change
     fakes.write_cell(tmp_path, "student", 0, 0)
     change(pd.read_parquet(tmp_path / "predictions.parquet")).to_parquet(tmp_path / "predictions.parquet")
     with pytest.raises(ConsiliumError, match=message):
-        load_cell(tmp_path)
+        load_cell(tmp_path, "binary")
 
 
 def test_a_cell_without_its_files_or_with_a_failure_is_not_finished(tmp_path: Path) -> None:
     with pytest.raises(ConsiliumError, match="resumes"):
-        load_cell(tmp_path)
+        load_cell(tmp_path, "binary")
     (tmp_path / "cell.json").write_text(json.dumps({"status": "failed", "reason": "out of coffee"}))
     with pytest.raises(ConsiliumError, match="out of coffee"):
-        load_cell(tmp_path)
+        load_cell(tmp_path, "binary")
     (tmp_path / "cell.json").write_text(json.dumps({"status": "finished"}))
     with pytest.raises(ConsiliumError, match="cannot be used"):
-        load_cell(tmp_path)
+        load_cell(tmp_path, "binary")
 
 
 def test_figures_are_drawn_for_patterns_weights_and_curves(results: Results, tmp_path: Path) -> None:
