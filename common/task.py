@@ -72,6 +72,7 @@ class Task:
         outputs: Names of the outputs, in the order of the logits. A binary task has one.
         modalities: Modalities by name, in the order of the modality weights.
         units: Output -> UCUM unit in which it is counted (``regression``); without, it is a pure number.
+        log: Outputs with a heavy tail, above -1: networks learn log(1 + y) of them (``regression``).
     """
 
     name: str
@@ -79,6 +80,7 @@ class Task:
     outputs: tuple[str, ...]
     modalities: dict[str, Modality]
     units: dict[str, str] = field(default_factory=dict)
+    log: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _outputs_fit_type(self) -> Task:
@@ -88,8 +90,8 @@ class Task:
             raise ValueError("a multiclass task needs at least two outputs")
         if len(set(self.outputs)) < len(self.outputs):
             raise ValueError("an output is named twice")
-        if not set(self.units) <= (set(self.outputs) if self.type == "regression" else set()):
-            raise ValueError("'units' are those of a regression task's outputs")
+        if not {*self.units, *self.log} <= (set(self.outputs) if self.type == "regression" else set()):
+            raise ValueError("'units' and 'log' may name outputs of a regression task only")
         if not self.modalities:
             raise ValueError("a task needs at least one modality")
         for name in self.modalities:

@@ -23,11 +23,12 @@ from common.data.cohort import Batch, Cohort, concatenate
 from common.data.folder import open_cohort
 from common.data.manifest import FILE_NAME, REFERENCE_FOLDER, hospital_folders, load_manifest
 from common.data.standardise import Standardisation, pool
+from common.errors import ConsiliumError
 from common.evaluation.predictions import STUDENT, Speaker, student_speaker
 from common.learning.lessons import log_odds, train_student
 from common.learning.loop import derive_seed, fit
 from common.learning.losses import task_loss
-from common.models.registry import build_encoder
+from common.models.registry import architectures, build_encoder
 from common.models.student import Student, parameters_of
 from common.models.teacher import start_at
 from server.aggregation import weighted_mean
@@ -205,7 +206,7 @@ def median(consortium: Consortium) -> Trained:
 
 
 def ridge(consortium: Consortium) -> Trained:
-    """Ridge regression on the linear teachers' features of all pooled training patients, zeros where a modality is absent.
+    """Ridge regression on the linear encoders' features of all pooled training patients, zeros where a modality is absent.
 
     Its penalty has the least mean absolute error over training patients left out one by one (regression).
     """
@@ -213,10 +214,15 @@ def ridge(consortium: Consortium) -> Trained:
 
     cohort, scaling = _pooled(consortium)
     task = consortium.config.task
-    encoders = {n: build_encoder(m, "linear", consortium.config.model.width, 0.0) for n, m in task.modalities.items()}
+    readable = {n: m for n, m in task.modalities.items() if "linear" in architectures(m.kind)}
+    encoders = {n: build_encoder(m, "linear", consortium.config.model.width, 0.0) for n, m in readable.items()}
+    held = [list(task.modalities).index(n) for n in encoders]
 
     def features(batch: Batch) -> NDArray[np.float64]:
-        found = [encoders[n](batch.inputs[n]) * batch.present[:, at, None] for at, n in enumerate(encoders)]
+        found = [
+            torch.where(batch.present[:, at, None], encode(batch.inputs[n]), 0.0)
+            for at, (n, encode) in zip(held, encoders.items(), strict=True)
+        ]
         return torch.cat(found, 1).double().numpy()
 
     model = RidgeCV(PENALTIES, scoring="neg_mean_absolute_error").fit(features(cohort.batch()), cohort.labels.double().numpy())
@@ -238,7 +244,9 @@ BASELINES: Mapping[str, Callable[[Consortium], Trained]] = {
 
 
 def _pooled(consortium: Consortium) -> tuple[Cohort, Standardisation]:
-    """Returns all training patients as at one place, model-ready, and how they were scaled."""
+    """Returns all training patients of a regression as at one place, model-ready, and how they were scaled."""
+    if consortium.config.task.type != "regression":
+        raise ConsiliumError("'median' and 'ridge' predict numbers: leave them out of a benchmark whose task is no regression.")
     pooled = concatenate(c for _, c in sorted(consortium.training.items()))
     scaling, _ = common_ground([pooled])
     return pooled.standardised(scaling), scaling

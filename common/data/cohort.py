@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.data.standardise import Moments, Standardisation, column_moments, moments, visits_behind
+from common.data.standardise import Moments, Standardisation, moments, target_moments, visits_behind
 from common.task import LABELS, Task
 
 SPLITS = ("train", "meta", "validation", "test")
@@ -126,13 +126,13 @@ class Cohort:
             told[name] = moments(modality, raw).suppressed(least, words=words, visits=visits_behind(modality, raw))
         if self.task.type == "regression":
             known = train.labels if self.labelled else train.labels[:0]
-            told[LABELS] = column_moments(known).suppressed(least, words=False)
+            told[LABELS] = target_moments(self.task, known).suppressed(least, words=False)
         return told
 
     def standardised(self, standardisation: Standardisation) -> Cohort:
         """Returns the cohort with model-ready inputs and targets (raw cohort)."""
         scaled = {m: standardisation.apply(m, self.task.modalities[m], x) for m, x in self.inputs.items()}
-        return replace(self, inputs=scaled, labels=standardisation.targets(self.labels))
+        return replace(self, inputs=scaled, labels=standardisation.targets(self.task, self.labels))
 
     def label_counts(self) -> Tensor:
         """Returns how many visits have each output, int64 [C] (no regression: its outputs are numbers, which every visit has)."""

@@ -109,7 +109,8 @@ def _labels(table: pd.DataFrame, manifest: Manifest, task: Task, findings: list[
             values = np.asarray(texts(table[column]).map({o: float(i) for i, o in enumerate(task.outputs)}), dtype=np.float64)
         else:
             values, bad = numbers(table, column)
-            valid = ~bad if task.type == "regression" else np.isin(values, (0, 1))
+            number = ~bad & ((values > -1) | (name not in task.log))
+            valid = number if task.type == "regression" else np.isin(values, (0, 1))
             values = np.where(valid, values, np.nan)
         for row in np.flatnonzero(np.isnan(values)):
             findings.append(Finding(manifest.patients, int(row) + 2, column, f"the label of '{name}' is empty or invalid"))

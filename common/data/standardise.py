@@ -11,8 +11,8 @@ text     [N, L] hashed word ids, 0 pads       [N, 2, L]: ids, inverse document f
 image    [N, 1, H, W] in [0, 1]               [N, 1, H, W]: standardised by the pooled mean and deviation
 ======== ==================================== =======================================================
 
-The targets of a regression task, [N, C], are standardised like features: their moments stand beside those of the modalities, under
-``LABELS``.
+The targets of a regression task, [N, C], are standardised like features, their logarithm where the task says so: their moments
+stand beside those of the modalities, under ``LABELS``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.task import LABELS, Modality
+from common.task import LABELS, Modality, Task
 
 CLIP = 5.0
 LEAST_DEVIATION = 1e-8
@@ -78,10 +78,10 @@ def moments(modality: Modality, raw: Tensor) -> Moments:
         seen[:, 0] = 0.0
         frequency = seen.mean(0).numpy() if len(raw) else np.zeros(modality.buckets)
         return Moments(np.full(modality.buckets, float(len(raw))), frequency, frequency * (1 - frequency))
-    return column_moments(raw.reshape(-1, raw.shape[-1] if modality.kind in ("table", "series") else 1))
+    return _column_moments(raw.reshape(-1, raw.shape[-1] if modality.kind in ("table", "series") else 1))
 
 
-def column_moments(values: Tensor) -> Moments:
+def _column_moments(values: Tensor) -> Moments:
     """Returns the moments of the columns of [N, D], NaN where missing."""
     flat = values.double()
     seen = ~flat.isnan()
@@ -89,6 +89,16 @@ def column_moments(values: Tensor) -> Moments:
     mean = flat.nan_to_num().sum(0) / count.clamp(min=1)
     variance = (flat.nan_to_num() - mean).mul(seen).square().sum(0) / count.clamp(min=1)
     return Moments(count.numpy(), mean.numpy(), variance.numpy())
+
+
+def target_moments(task: Task, labels: Tensor) -> Moments:
+    """Returns the moments of what networks learn of the labels [N, C] of a regression task."""
+    return _column_moments(torch.where(_by_log(task), labels.double().log1p(), labels.double()))
+
+
+def _by_log(task: Task) -> Tensor:
+    """Returns which targets are learned by their logarithm, bool [C]."""
+    return torch.tensor([output in task.log for output in task.outputs])
 
 
 def pool(parts: Sequence[Moments]) -> Moments:
@@ -106,17 +116,19 @@ class Standardisation:
 
     moments: Mapping[str, Moments]
 
-    def targets(self, labels: Tensor) -> Tensor:
+    def targets(self, task: Task, labels: Tensor) -> Tensor:
         """Returns what networks learn, float32: the labels [N, C] of a regression task standardised, others as they are."""
-        if LABELS not in self.moments:
+        if task.type != "regression":
             return labels
         mean, deviation = self._target()
-        return ((labels.double() - mean) / deviation).float()
+        values = torch.where(_by_log(task), labels.double().log1p(), labels.double())
+        return ((values - mean) / deviation).float()
 
-    def outcomes(self, outputs: Tensor) -> Tensor:
-        """Returns the outputs [..., C] of a network for a regression task in the task's units, float64."""
+    def outcomes(self, task: Task, outputs: Tensor) -> Tensor:
+        """Returns the outputs [N, C] of a network for a regression task in the task's units, float64."""
         mean, deviation = self._target()
-        return outputs.double() * deviation + mean
+        values = outputs.double() * deviation + mean
+        return torch.where(_by_log(task), values.expm1(), values)
 
     def _target(self) -> tuple[Tensor, Tensor]:
         """Returns mean and deviation of the targets, both float64 [C]; a target that never varies keeps its unit."""

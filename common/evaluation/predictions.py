@@ -90,7 +90,7 @@ def predict_patterns(raw: Cohort, speakers: Sequence[Speaker], scaling: Standard
             if speaker.only is not None and pattern != (speaker.only,):
                 continue
             said = speaker.logits(batch)
-            scores = scaling.outcomes(said) if task.type == "regression" else probabilities(task.type, said)
+            scores = scaling.outcomes(task, said) if task.type == "regression" else probabilities(task.type, said)
             frames.append(_frame(visits, scores.numpy(), ALL if pattern is None else pattern_name(pattern), speaker.name))
     columns = ["row", "patient", "pattern", "model", "output", "score", "label"]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)

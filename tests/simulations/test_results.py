@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 from pydantic import ValidationError
-from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_score
+from sklearn.metrics import accuracy_score, average_precision_score, mean_absolute_error, roc_auc_score
 
 from common.errors import ConsiliumError
 from common.evaluation.results import Results, Row, load_results
@@ -134,6 +134,23 @@ def test_our_student_is_compared_with_every_method_and_with_the_best_teacher_of_
     against = found["all", "fedavg"]
     assert against.difference == pytest.approx(np.mean(hand))
     assert against.ci95[0] < against.difference < against.ci95[1]
+
+
+def test_where_lower_is_better_the_best_teacher_is_the_lowest(drawn: dict[str, Figure], tmp_path: Path) -> None:
+    benchmark = dataclasses.replace(fakes.BENCHMARK, task_type="regression", metrics=("mae", "r2"), published=())
+    found = build([c for c in all_cells() if c.method in ("student", "teachers")], benchmark=benchmark)
+    errors = {m: row_of(found, method=f"teacher:{m}", metric="mae").mean for m in fakes.SIGNAL}
+    frame = by_hand("student", "all", 0)
+    first = mean_absolute_error(frame["label"], frame["score"])
+    assert row_of(found, method="student", pattern="all", metric="mae").mean == pytest.approx(first, rel=0.1)
+    best = {c.pattern: c.b for c in found.comparisons if c.pattern != "all"}
+    assert best["labs+vitals"] == f"teacher:{min(('labs', 'vitals'), key=lambda m: errors[m])}"
+    draw_figures(found, [], tmp_path)
+    assert "MAE (lower is better)" in words(drawn["patterns-mae"])
+    assert "R² (higher is better)" in words(drawn["patterns-r2"])
+    bold = {t.get_text().rstrip(" ≈") for t in drawn["patterns-mae"].findobj(Text) if t.get_fontweight() == "bold"}
+    whole = [r.mean for r in rows_of(found, pattern="labs", metric="mae") if "/" not in r.method]
+    assert f"{min(whole):.3f}" in bold and f"{max(whole):.3f}" not in bold
 
 
 def test_a_teacher_of_fewer_patients_is_compared_on_its_patients(results: Results) -> None:
