@@ -1,4 +1,4 @@
-"""Baselines that are no run of the five phases: ``local``, ``fedavg``, ``central`` and ``central-full``; ``median`` and ``ridge``.
+"""Baselines that are no run of the five phases: ``local``, ``fedavg``, ``central``, ``central-full``, ``median``, ``ridge``.
 
 They open the same folders through the same code as the sites, and train by the same settings: one place as ``distill``, FedAvg
 as ``refine``. A benchmark may choose others for them (``Benchmark.overrides``). With validation patients (``split.validation``)
@@ -33,7 +33,6 @@ from common.models.student import Student, parameters_of
 from common.models.teacher import start_at
 from server.aggregation import weighted_mean
 from server.distillation import new_student
-
 
 PENALTIES = tuple(float(10.0**power) for power in np.arange(0, 5.5, 0.5))
 

@@ -144,7 +144,8 @@ class Cohort:
         """Returns the number of events, by which is judged whether the visits are enough to learn from.
 
         Binary: the visits of the rarer side. Multi-label: the visits with an event of any output. Multi-class: the visits of the
-        rarest class; a class of the task without a visit counts, so that it is 0 until every class is there. Regression: all visits.
+        rarest class; a class of the task without a visit counts, so that it is 0 until every class is there. Regression: all
+        visits.
         """
         if self.task.type == "regression":
             return len(self)

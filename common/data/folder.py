@@ -166,7 +166,10 @@ def _stack(values: dict[int, NDArray[np.generic]], rows: int, modality: Modality
 
 
 def _split(cohort: Cohort, table: pd.DataFrame, manifest: Manifest, split: SplitConfig, seed: int) -> NDArray[np.str_]:
-    """Returns the split of every visit: patients, never visits, are split, seeded and balanced by their worst label if it is no number."""
+    """Returns the split of every visit: patients, never visits, are split, seeded and balanced by their worst label.
+
+    The labels of a regression, numbers, balance nothing.
+    """
     if manifest.role == "evaluate":
         return np.full(len(cohort), "test", dtype="<U10")
     if manifest.split is not None:

@@ -1,4 +1,4 @@
-"""Metrics of one set of predictions: AUROC, AUPRC, accuracy and F1 of classes; mean absolute error, its root mean square, R² of numbers.
+"""Metrics of one set of predictions: AUROC, AUPRC, accuracy and F1 of classes; MAE, RMSE and R² of numbers.
 
 Two doors to the same definitions: :func:`metrics` asks torchmetrics, :func:`resampled` computes one metric under many sets of
 patient weights at once, because a bootstrap needs it a thousand times.
@@ -8,7 +8,8 @@ patient weights at once, because a bootstrap needs it a thousand times.
 * An answer is *yes* above a probability of one half; the answer of a ``multiclass`` task is its most probable class.
 * AUROC and AUPRC of an output need both classes, its F1 needs a positive label. An output without them is left out of the mean,
   and a metric without any such output is left out altogether: it is never NaN and never a made-up zero.
-* ``mae`` and ``rmse``, in the task's units, and ``r2`` are means over the outputs of a ``regression``. R² needs numbers that differ.
+* ``mae`` and ``rmse``, in the task's units, and ``r2`` are means over the outputs of a ``regression``. R² needs numbers that
+  differ.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ def metrics(task_type: TaskType, scores: NDArray[Any], labels: NDArray[Any]) -> 
 
     Returns:
         ``auroc``, ``auprc``, ``accuracy`` and ``f1`` over all outputs, in [0, 1], or ``mae``, ``rmse`` and ``r2``; with more than
-        one output also ``auroc:0``, ``auroc:1``, ... per output (no ``accuracy`` per class). No entry where a metric is undefined.
+        one output also ``auroc:0``, ``auroc:1``, ... per output (no ``accuracy`` per class). No entry where one is undefined.
 
     Raises:
-        ValueError: If shapes differ, a score is no probability or a label is neither 0 nor 1 (regression: a number is not finite).
+        ValueError: If shapes differ, a score is no probability or a label is neither 0 nor 1, or a number is not finite.
     """
     if task_type == "regression":
         return _regression_metrics(*_numbers(scores, labels))

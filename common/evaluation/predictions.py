@@ -70,7 +70,7 @@ def predict_patterns(raw: Cohort, speakers: Sequence[Speaker], scaling: Standard
     Args:
         raw: Whom to predict; labels are told as they stand there.
         speakers: Who predicts.
-        scaling: Makes the cohort ready for the speakers, and what they say of a regression's outputs a number in the task's units.
+        scaling: Makes the cohort ready for the speakers, and what they say of a regression numbers in the task's units.
 
     Returns:
         One line per pattern, speaker, visit and output, with columns ``row``, ``patient`` (numbers within the cohort),
@@ -124,8 +124,8 @@ def released_rows(predictions: pd.DataFrame, task: Task, least: int) -> tuple[li
     """Returns the metrics that may leave the site, and the number of cells withheld.
 
     A cell (speaker, pattern) is withheld if it rests on fewer than ``least`` visits, or on fewer events or non-events of any
-    output: a metric on a handful of patients tells about them. Numbers have no events: visits alone count. Where that is a single pattern, the next smallest is withheld with
-    it: the visits (and events) of ``all`` and of every pattern but one tell those of the one, by inclusion and exclusion.
+    output (a regression has none): a metric on a handful of patients tells about them. Where that is a single pattern, the next
+    smallest is withheld with it: the visits (and events) of ``all`` and of every pattern but one tell those of the one, by inclusion and exclusion.
 
     What is not guarded: two patterns that are told, of which one is part of the other, differ by the visits that hold only the
     one. Where these are few, their number is the difference of ``n``, and since metrics are told in full their events can often

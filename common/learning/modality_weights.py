@@ -38,7 +38,7 @@ class Evidence:
 
     Attributes:
         covariance: [C, M, M] over patients with every modality, all classes together.
-        spread: p (1 - p) of every output, [C]; 0 for regression, whose calibrated evidence covaries with the target by its variance.
+        spread: p (1 - p) of every output, [C]; 0 for regression: calibrated evidence covaries with the target by its variance.
     """
 
     covariance: Tensor

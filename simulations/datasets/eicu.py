@@ -101,8 +101,8 @@ class EicuStays:
     """The stays of the eICU demo with a known outcome, first 24 h.
 
     Attributes:
-        stays: One row per stay: visit, patient, hospital, network, death (0/1), los (days in the unit after the first 24 h, negative
-            if it ended before), main (still in the unit at 24 h), text (null if nothing was entered).
+        stays: One row per stay: visit, patient, hospital, network, death (0/1), los (days in the unit after the first 24 h,
+            negative if it ended before), main (still in the unit at 24 h), text (null if nothing was entered).
         series: Long: visit, hour (0 to 23), 48 variables; hours without any value are left out.
         table: visit, admission table; a stay without an APACHE record has no row.
         exclusions: What was left out -> how many.

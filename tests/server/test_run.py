@@ -137,7 +137,9 @@ def relabel(sites: Path, outputs: dict[str, str]) -> None:
         known = table[manifest["labels"]["deterioration"]]
         second = np.arange(len(table)) % 2
         days = np.exp(2 * known + second)
-        table = table.assign(second=second, days=days, stage=np.where(known == 1, "late", np.where(second == 1, "middle", "early")))
+        table = table.assign(
+            second=second, days=days, stage=np.where(known == 1, "late", np.where(second == 1, "middle", "early"))
+        )
         table.to_csv(path, index=False)
         manifest["labels"] = {k: v or manifest["labels"]["deterioration"] for k, v in outputs.items()}
         file.write_text(yaml.safe_dump(manifest), encoding="utf-8")
@@ -149,7 +151,7 @@ def relabel(sites: Path, outputs: dict[str, str]) -> None:
     [
         ({"class": "stage"}, ["task.type=multiclass", "task.outputs=[early,middle,late]", "weights.per_output=true"]),
         ({"deterioration": "", "second": "second"}, ["task.type=multilabel", "task.outputs=[deterioration,second]"]),
-        ({"days": "days", "second": "second"}, ["task.type=regression", "task.outputs=[days,second]", "task.log=[days]"]),
+        ({"days": "days", "second": "second"}, ["task.type=regression", "task.outputs=[days,second]", "+task.log=[days]"]),
     ],
 )
 def test_tasks_with_several_outputs_go_all_the_way(
