@@ -47,8 +47,8 @@ def check(
 def _show_counts(cohort: Cohort, console: Console) -> None:
     """Prints how many visits have each modality and each label, and are in each split."""
     task = cohort.task
-    events = dict(zip(task.outputs, cohort.label_counts().tolist(), strict=True))
-    labels = _counts(events) if cohort.labelled else "none, an unlabelled set"
+    number = [len(cohort)] * len(task.outputs) if task.type == "regression" else cohort.label_counts().tolist()
+    labels = _counts(dict(zip(task.outputs, number, strict=True))) if cohort.labelled else "none, an unlabelled set"
     held = dict(zip(task.modalities, cohort.present.sum(0).tolist(), strict=True))
     console.print(f"Visits per modality: {_counts(held)}")
     console.print(f"Visits per label: {labels}")

@@ -109,7 +109,9 @@ def _told(count: int, least: int) -> int | None:
 
 
 def _told_labels(train: Cohort, least: int) -> dict[str, int | None]:
-    """Returns output -> training visits with it, None where hidden."""
+    """Returns output -> training visits with it, None where hidden; nothing for a regression, whose outputs all visits have."""
+    if train.task.type == "regression":
+        return {}
     events = dict(zip(train.task.outputs, train.label_counts().tolist(), strict=True))
     if train.task.type == "multiclass":
         return hide_small(events, least)
@@ -173,7 +175,6 @@ def refine(site: Site, config: Config, request: RefineRequest) -> RefineReply:
 
 def evaluate(site: Site, config: Config, request: EvaluateRequest) -> EvaluateReply:
     """Evaluates student and teachers for every pattern; predictions stay in the site's folder, released metrics leave it."""
-    cohort = site.ready(standardisation_of(request.standardisation)).part("test")
     calibration, omega = consilium_of(request.consilium)
     speakers: list[Speaker] = []
     if request.student:
@@ -181,7 +182,7 @@ def evaluate(site: Site, config: Config, request: EvaluateRequest) -> EvaluateRe
     ensembles = load_ensembles(config, request.teachers)
     if ensembles is not None:
         speakers += teachers_speakers(ensembles, calibration, omega)
-    predictions = predict_patterns(cohort, speakers)
+    predictions = predict_patterns(site.cohort.part("test"), speakers, standardisation_of(request.standardisation))
     site.store_predictions(request.run, predictions)
     rows, withheld = released_rows(predictions, config.task, site.manifest.limits.min_count)
     return EvaluateReply(site.manifest.site, rows, withheld)

@@ -170,12 +170,13 @@ class EnrolReply(WireMessage):
         role: ``train`` or ``evaluate``.
         modalities: Modality -> training visits that hold it; None where hidden because it is small.
         patterns: Pattern -> visits; None where hidden, because it or another is small.
-        labels: Output -> training visits with it; None where hidden.
+        labels: Output -> training visits with it; None where hidden. Empty for a regression.
         splits: Split -> visits; a small number is told as the least that the site tells, so that none of its counts exceeds it.
         architectures: (modality, architecture) groups that it can train.
         excluded: Rows left out because of a fault; exact, as no sum that is told holds it.
         versions: Software versions.
-        moments: Modality -> count, mean, variance of its features over training visits, small counts suppressed.
+        moments: Modality (and ``labels``, a regression's targets) -> count, mean, variance of its features over training visits,
+            small counts suppressed.
         data: ``real`` or ``generated``.
         checksum: HMAC-SHA-256 of its files under a key that stays at the site: the same as long as they are.
     """

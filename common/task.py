@@ -12,10 +12,11 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 Kind = Literal["image", "series", "text", "table", "audio"]
-TaskType = Literal["binary", "multilabel", "multiclass"]
+TaskType = Literal["binary", "multilabel", "multiclass", "regression"]
 STRICT = ConfigDict(extra="forbid")
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
-RESERVED = {"all", "fusion"}  # the pattern of whatever is present; the student's common block
+LABELS = "labels"  # where modalities are listed by name: the targets of a regression task
+RESERVED = {"all", "fusion", LABELS}  # the pattern of whatever is present; the student's common block
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -76,15 +77,20 @@ class Task:
 
     Attributes:
         name: Name of the task.
-        type: ``binary`` and ``multilabel`` predict every output by itself, ``multiclass`` exactly one of them.
+        type: ``binary`` and ``multilabel`` predict every output by itself, ``multiclass`` exactly one of them; the outputs of
+            ``regression`` are numbers.
         outputs: Names of the outputs, in the order of the logits. A binary task has one.
         modalities: Modalities by name, in the order of the modality weights.
+        units: Output -> UCUM unit in which it is counted (``regression``); without, it is a pure number.
+        log: Outputs with a heavy tail, above -1: networks learn log(1 + y) of them (``regression``).
     """
 
     name: str
     type: TaskType
     outputs: tuple[str, ...]
     modalities: dict[str, Modality]
+    units: dict[str, str] = field(default_factory=dict)
+    log: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _outputs_fit_type(self) -> Task:
@@ -94,11 +100,13 @@ class Task:
             raise ValueError("a multiclass task needs at least two outputs")
         if len(set(self.outputs)) < len(self.outputs):
             raise ValueError("an output is named twice")
+        if not {*self.units, *self.log} <= (set(self.outputs) if self.type == "regression" else set()):
+            raise ValueError("'units' and 'log' may name outputs of a regression task only")
         if not self.modalities:
             raise ValueError("a task needs at least one modality")
         for name in self.modalities:
             if not NAME.fullmatch(name) or name in RESERVED:
-                rule = "letters, digits, '_' and '-', a letter first, neither 'all' nor 'fusion'"
+                rule = "letters, digits, '_' and '-', a letter first, not 'all', 'fusion' or 'labels'"
                 raise ValueError(f"'{name}' is no name for a modality: {rule}")
         return self
 

@@ -55,7 +55,7 @@ class PlainState:
         reference: Visits of the reference set.
         reference_checksum: SHA-256 of its patients as they were read; empty without one.
         sites: Site -> what it enrolled with.
-        prior: Log-odds of the outputs (log class shares for multi-class), [C].
+        prior: Log-odds of the outputs (log class shares for multi-class, 0 for regression), [C].
         best: ``teach`` group or ``student`` -> lowest validation loss so far.
         traffic: Site -> phase -> [bytes sent to it, bytes received from it].
         weights: omega and w over time.

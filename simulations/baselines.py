@@ -1,4 +1,4 @@
-"""Baselines that are no run of the five phases: ``local``, ``fedavg``, ``central`` and ``central-full``.
+"""Baselines that are no run of the five phases: ``local``, ``fedavg``, ``central``, ``central-full``, ``median``, ``ridge``.
 
 They open the same folders through the same code as the sites, and train by the same settings: one place as ``distill``, FedAvg
 as ``refine``. A benchmark may choose others for them (``Benchmark.overrides``). With validation patients (``split.validation``)
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from common.arrays import Arrays, module_arrays, tensors
@@ -22,15 +23,18 @@ from common.data.cohort import Batch, Cohort, concatenate
 from common.data.folder import open_cohort
 from common.data.manifest import FILE_NAME, REFERENCE_FOLDER, hospital_folders, load_manifest
 from common.data.standardise import Standardisation, pool
+from common.errors import ConsiliumError
 from common.evaluation.predictions import STUDENT, Speaker, student_speaker
 from common.learning.lessons import log_odds, train_student, train_teacher
 from common.learning.loop import Fit, derive_seed, fit, span_of
 from common.learning.losses import task_loss
-from common.models.registry import build_encoder
+from common.models.registry import architectures, build_encoder
 from common.models.student import Student, parameters_of
 from common.models.teacher import Teacher, start_at
 from server.aggregation import weighted_mean
 from server.distillation import new_student
+
+PENALTIES = tuple(float(10.0**power) for power in np.arange(0, 5.5, 0.5))
 
 
 @dataclass(frozen=True)
@@ -92,11 +96,13 @@ def open_consortium(sites: Path, config: Config) -> Consortium:
 
 
 def common_ground(places: Collection[Cohort]) -> tuple[Standardisation, Tensor]:
-    """Returns the pooled standardisation of raw cohorts and the log-odds of their outputs in training, [C]."""
+    """Returns the pooled standardisation of raw cohorts and the prior: log-odds of their outputs in training, or 0, [C]."""
     task = next(iter(places)).task
     parts = [c.moments() for c in places]
+    standardisation = Standardisation({m: pool([p[m] for p in parts]) for m in parts[0]})
+    if task.type == "regression":
+        return standardisation, torch.zeros(len(task.outputs))
     positives = torch.stack([c.label_counts() for c in places]).sum(0)
-    standardisation = Standardisation({m: pool([p[m] for p in parts]) for m in task.modalities})
     return standardisation, log_odds(task.type, positives.double().numpy(), float(sum(map(len, places))))
 
 
@@ -236,13 +242,59 @@ class ZeroFilled(nn.Module):
         return logits
 
 
+def median(consortium: Consortium) -> Trained:
+    """Says the median of the pooled training patients' targets, whoever asks (regression)."""
+    cohort, scaling = _pooled(consortium)
+    middle = cohort.labels.quantile(0.5, dim=0)
+    return Trained(lambda site: (Speaker(STUDENT, lambda batch: middle.expand(len(batch), -1)), scaling), len(middle), {}, [])
+
+
+def ridge(consortium: Consortium) -> Trained:
+    """Ridge regression on the linear encoders' features of all pooled training patients, zeros where a modality is absent.
+
+    Its penalty has the least mean absolute error over training patients left out one by one (regression).
+    """
+    from sklearn.linear_model import RidgeCV
+
+    cohort, scaling = _pooled(consortium)
+    task = consortium.config.task
+    readable = {n: m for n, m in task.modalities.items() if "linear" in architectures(m.kind)}
+    encoders = {n: build_encoder(m, "linear", consortium.config.model.width, 0.0) for n, m in readable.items()}
+    held = [list(task.modalities).index(n) for n in encoders]
+
+    def features(batch: Batch) -> NDArray[np.float64]:
+        found = [
+            torch.where(batch.present[:, at, None], encode(batch.inputs[n]), 0.0)
+            for at, (n, encode) in zip(held, encoders.items(), strict=True)
+        ]
+        return torch.cat(found, 1).double().numpy()
+
+    model = RidgeCV(PENALTIES, scoring="neg_mean_absolute_error").fit(features(cohort.batch()), cohort.labels.double().numpy())
+
+    def said(batch: Batch) -> Tensor:
+        return torch.from_numpy(model.predict(features(batch)).reshape(len(batch), -1)).float()
+
+    return Trained(lambda site: (Speaker(STUDENT, said), scaling), model.coef_.size + len(task.outputs), {}, [])
+
+
 BASELINES: Mapping[str, Callable[[Consortium], Trained]] = {
     "local": local,
     "fedavg": fedavg,
     "central": central,
     "central-full": central,
     "unimodal": unimodal,
+    "median": median,
+    "ridge": ridge,
 }
+
+
+def _pooled(consortium: Consortium) -> tuple[Cohort, Standardisation]:
+    """Returns all training patients of a regression as at one place, model-ready, and how they were scaled."""
+    if consortium.config.task.type != "regression":
+        raise ConsiliumError("'median' and 'ridge' predict numbers: leave them out of a benchmark whose task is no regression.")
+    pooled = concatenate(c for _, c in sorted(consortium.training.items()))
+    scaling, _ = common_ground([pooled])
+    return pooled.standardised(scaling), scaling
 
 
 def _loss(network: ZeroFilled, train: Cohort) -> Callable[[Tensor, torch.Generator], Tensor]:

@@ -299,7 +299,7 @@ def _collect(plan: Plan, work: Work) -> tuple[list[Cell], dict[str, str]]:
     cells, missing = [], {}
     for job in plan.jobs():
         try:
-            cells.append(load_cell(work.cell(job)))
+            cells.append(load_cell(work.cell(job), work.benchmark.task_type))
         except ConsiliumError as error:
             missing[job.name] = str(error)
     return cells, missing

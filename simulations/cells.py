@@ -216,7 +216,7 @@ def _baseline(method: str, config: Config, sites: Path) -> tuple[dict[str, Any],
     frames = []
     for site, cohort in consortium.testing.items():
         speaker, scaling = trained.speaker(site)
-        frames.append(_with_patients(folders[site], predict_patterns(cohort.standardised(scaling), [speaker])))
+        frames.append(_with_patients(folders[site], predict_patterns(cohort, [speaker], scaling)))
     said = {
         "parameters": trained.parameters,
         "bytes_per_site": trained.bytes_per_site,

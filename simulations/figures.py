@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from common.evaluation.metrics import LOWER_IS_BETTER
 from common.evaluation.results import Results, Weight
 from simulations.findings import Finding, findings
 from simulations.results import Cell
@@ -156,10 +157,11 @@ def _heat_map(results: Results, rows: pd.DataFrame, metric: str) -> Figure:
     colours = mpl.colormaps["cividis"].with_extremes(bad=(0, 0, 0, 0))
     axes.patch.set(facecolor="white", edgecolor="#cccccc", hatch="////", linewidth=0)  # the map has a grey of its own
     image = axes.imshow(np.ma.masked_invalid(table.to_numpy()), cmap=colours, aspect="auto")
-    best, middle = table.max(), np.nanmean([table.min(axis=None), table.max(axis=None)])
+    ends, lower = (table.min(), table.max()), metric in LOWER_IS_BETTER
+    best, middle = ends[0 if lower else 1], np.nanmean([table.min(axis=None), table.max(axis=None)])
     for (i, j), value in np.ndenumerate(table.to_numpy()):
         if not np.isnan(value):
-            weight = "bold" if value == best.iloc[j] > table.iloc[:, j].min() else "normal"
+            weight = "bold" if value == best.iloc[j] and ends[0].iloc[j] < ends[1].iloc[j] else "normal"
             colour = "black" if value > middle else "white"
             mark = " ≈" if (str(table.index[i]), patterns[j]) in unresolved else ""
             axes.text(j, i, f"{value:.3f}{mark}", ha="center", va="center", color=colour, fontweight=weight)
@@ -173,7 +175,7 @@ def _heat_map(results: Results, rows: pd.DataFrame, metric: str) -> Figure:
     axes.set_xlabel(textwrap.fill(legend, int(width * LETTERS_PER_INCH)))
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    figure.colorbar(image, ax=axes, label=f"{NAMES.get(metric, metric)} (higher is better)", shrink=0.9)
+    figure.colorbar(image, ax=axes, label=f"{NAMES.get(metric, metric)} ({'lower' if lower else 'higher'} is better)", shrink=0.9)
     _title(figure, results, f"{NAMES.get(metric, metric)} per method and modality pattern, mean over {_seeds(results)}")
     return figure
 

@@ -20,7 +20,8 @@ from typing import Any
 import pandas as pd
 
 from common.errors import ConsiliumError
-from common.evaluation.metrics import as_matrices
+from common.evaluation.metrics import check_predictions
+from common.task import TaskType
 
 COLUMNS = ("site", "row", "patient", "pattern", "model", "output", "score", "label")
 PACKAGES = ("flwr", "torch", "torchmetrics", "numpy", "pandas", "scikit-learn", "scipy", "opacus")
@@ -51,8 +52,8 @@ class Cell:
     predictions: pd.DataFrame
 
 
-def load_cell(folder: Path) -> Cell:
-    """Reads a finished cell and checks its predictions.
+def load_cell(folder: Path, task_type: TaskType) -> Cell:
+    """Reads a finished cell and checks its predictions, probabilities or the numbers of a regression.
 
     Raises:
         ConsiliumError: If the cell is not finished, or its predictions are missing or no predictions.
@@ -68,7 +69,7 @@ def load_cell(folder: Path) -> Cell:
         missing = sorted(set(COLUMNS) - set(frame.columns))
         if missing or frame.empty:
             raise ValueError(f"no rows, or no column {', '.join(missing)}")
-        as_matrices("multilabel", frame[["score"]].to_numpy(), frame[["label"]].to_numpy())
+        check_predictions(task_type, frame["score"].to_numpy(), frame["label"].to_numpy())
         if frame.duplicated(["site", "row", "pattern", "model", "output"]).any():
             raise ValueError("a row is predicted twice")
         return Cell(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from common.errors import ConsiliumError
 from common.evaluation.intervals import Sample, interval, paired_difference
-from common.evaluation.metrics import METRICS, metrics
+from common.evaluation.metrics import LOWER_IS_BETTER, metrics
 from common.evaluation.results import Comparison, Results, Row, Weight
 from simulations.benchmarks.base import Benchmark
 from simulations.results import Cell, environment
@@ -159,7 +159,7 @@ class _Builder:
         task_type = self.benchmark.task_type
         found = [metrics(task_type, t.scores, t.labels) for t in tables]
         defined = [m for m in (found[0] if found else {}) if all(m in f for f in found)]
-        wanted = [m for m in defined if m.split(":")[0] in self.benchmark.metrics and (with_intervals or m in METRICS)]
+        wanted = [m for m in defined if m.split(":")[0] in self.benchmark.metrics and (with_intervals or ":" not in m)]
         rows: list[Row] = []
         for name in sorted(wanted, key=lambda m: (":" in m, self.benchmark.metrics.index(m.split(":")[0]))):
             metric, _, output = name.partition(":")
@@ -226,10 +226,11 @@ class _Builder:
         return pairs
 
     def _score(self, pattern: str, teacher: str, modality: str) -> float:
-        """Returns the main metric of a unimodal teacher on the patients of a pattern, averaged over seeds."""
+        """Returns the main metric of a unimodal teacher on the patients of a pattern, averaged over seeds, more being better."""
         main, task_type = self.benchmark.metrics[0], self.benchmark.task_type
         found = [metrics(task_type, t.scores, t.labels) for _, t in self._paired(pattern, teacher, modality)]
-        return float(np.mean([f.get(main, 0.0) for f in found]))
+        sign = -1 if main in LOWER_IS_BETTER else 1
+        return float(np.mean([sign * f.get(main, -sign * np.inf) for f in found]))
 
     def _compare(self, pattern: str, other: str, other_pattern: str, wanted: Sequence[str] | None = None) -> list[Comparison]:
         """Returns the paired differences in some metrics, in all of the benchmark by default."""

@@ -10,7 +10,7 @@ from common.evaluation.intervals import Interval
 from common.evaluation.results import Comparison, Results, Row
 from simulations.scores import ALL, TEACHER
 
-NAMES = {"auroc": "AUROC", "auprc": "AUPRC", "accuracy": "Accuracy", "f1": "F1"}
+NAMES = {"auroc": "AUROC", "auprc": "AUPRC", "accuracy": "Accuracy", "f1": "F1", "mae": "MAE", "rmse": "RMSE", "r2": "R²"}
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def bounds_of(comparison: Comparison) -> Interval:
 
 def verdict(comparison: Comparison) -> str:
     """Returns whether ``a`` is resolved to be ``better`` or ``worse`` than ``b``, or ``not resolved``."""
-    return bounds_of(comparison).verdict
+    return bounds_of(comparison).verdict(comparison.metric)
 
 
 def figure(row: Row | None) -> str:

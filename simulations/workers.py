@@ -104,7 +104,7 @@ class Work:
     def fault(self, job: Job) -> str | None:
         """Returns why a cell is not finished; None if it is."""
         try:
-            load_cell(self.cell(job))
+            load_cell(self.cell(job), self.benchmark.task_type)
         except ConsiliumError as error:
             return str(error)
         return None

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.data.standardise import Moments, Standardisation, moments, visits_behind
-from common.task import Task
+from common.data.standardise import Moments, Standardisation, moments, target_moments, visits_behind
+from common.task import LABELS, Task
 
 SPLITS = ("train", "meta", "validation", "test")
 
@@ -38,7 +38,7 @@ class Batch:
     Attributes:
         inputs: Modality -> [B, ...] (``common.data.standardise``); rows of absent modalities are meaningless.
         present: bool [B, M], modalities in the task's order.
-        labels: float32 [B, C], or int64 [B] for multi-class.
+        labels: float32 [B, C] (standardised for regression), or int64 [B] for multi-class.
     """
 
     inputs: dict[str, Tensor]
@@ -62,7 +62,7 @@ class Cohort:
         task: What is predicted from what.
         inputs: Modality -> raw or model-ready tensor [N, ...].
         present: bool [N, M].
-        labels: float32 [N, C], or int64 [N] for multi-class.
+        labels: float32 [N, C], or int64 [N] for multi-class; the targets of a regression are in the task's units in a raw cohort.
         labelled: Whether labels are known.
         patient: int64 [N], number of the patient: visits of one patient share it.
         row: int64 [N], row in the patient table, counted from 0.
@@ -113,7 +113,7 @@ class Cohort:
         return Batch({m: x[index] for m, x in self.inputs.items()}, self.present[index], self.labels[index])
 
     def moments(self) -> dict[str, Moments]:
-        """Returns the feature moments of every modality over the training visits that hold it (raw cohort)."""
+        """Returns the feature moments of every modality over the training visits that hold it, and of targets (raw cohort)."""
         return self.moments_told(0)
 
     def moments_told(self, least: int) -> dict[str, Moments]:
@@ -124,15 +124,18 @@ class Cohort:
             raw = train.holding(name).inputs[name]
             words = modality.kind == "text"
             told[name] = moments(modality, raw).suppressed(least, words=words, visits=visits_behind(modality, raw))
+        if self.task.type == "regression":
+            known = train.labels if self.labelled else train.labels[:0]
+            told[LABELS] = target_moments(self.task, known).suppressed(least, words=False)
         return told
 
     def standardised(self, standardisation: Standardisation) -> Cohort:
-        """Returns the cohort with model-ready inputs (raw cohort)."""
+        """Returns the cohort with model-ready inputs and targets (raw cohort)."""
         scaled = {m: standardisation.apply(m, self.task.modalities[m], x) for m, x in self.inputs.items()}
-        return replace(self, inputs=scaled)
+        return replace(self, inputs=scaled, labels=standardisation.targets(self.task, self.labels))
 
     def label_counts(self) -> Tensor:
-        """Returns how many visits have each output, int64 [C]."""
+        """Returns how many visits have each output, int64 [C] (no regression: its outputs are numbers, which every visit has)."""
         if self.task.type == "multiclass":
             return torch.bincount(self.labels, minlength=len(self.task.outputs))
         return self.labels.sum(0).long()
@@ -141,8 +144,11 @@ class Cohort:
         """Returns the number of events, by which is judged whether the visits are enough to learn from.
 
         Binary: the visits of the rarer side. Multi-label: the visits with an event of any output. Multi-class: the visits of the
-        rarest class; a class of the task without a visit counts, so that it is 0 until every class is there.
+        rarest class; a class of the task without a visit counts, so that it is 0 until every class is there. Regression: all
+        visits.
         """
+        if self.task.type == "regression":
+            return len(self)
         if self.task.type == "multiclass":
             return int(self.label_counts().min())
         positive = int(self.labels.any(1).sum())

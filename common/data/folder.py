@@ -108,8 +108,10 @@ def _labels(table: pd.DataFrame, manifest: Manifest, task: Task, findings: list[
         if task.type == "multiclass":
             values = np.asarray(texts(table[column]).map({o: float(i) for i, o in enumerate(task.outputs)}), dtype=np.float64)
         else:
-            values, _ = numbers(table, column)
-            values = np.where(np.isin(values, (0, 1)), values, np.nan)
+            values, bad = numbers(table, column)
+            number = ~bad & ((values > -1) | (name not in task.log))
+            valid = number if task.type == "regression" else np.isin(values, (0, 1))
+            values = np.where(valid, values, np.nan)
         for row in np.flatnonzero(np.isnan(values)):
             findings.append(Finding(manifest.patients, int(row) + 2, column, f"the label of '{name}' is empty or invalid"))
         columns.append(values)
@@ -165,7 +167,10 @@ def _stack(values: dict[int, NDArray[np.generic]], rows: int, modality: Modality
 
 
 def _split(cohort: Cohort, table: pd.DataFrame, manifest: Manifest, split: SplitConfig, seed: int) -> NDArray[np.str_]:
-    """Returns the split of every visit: patients, never visits, are split, seeded and balanced by their worst label."""
+    """Returns the split of every visit: patients, never visits, are split, seeded and balanced by their worst label.
+
+    The labels of a regression, numbers, balance nothing.
+    """
     if manifest.role == "evaluate":
         return np.full(len(cohort), "test", dtype="<U10")
     if manifest.split is not None:
@@ -179,7 +184,8 @@ def _split(cohort: Cohort, table: pd.DataFrame, manifest: Manifest, split: Split
             )
         return named.astype("<U10")
     names = texts(table[manifest.patient]).to_numpy()[cohort.row]
-    event = (cohort.labels if cohort.labels.ndim == 1 else cohort.labels.amax(1)).numpy()
+    labels = torch.zeros_like(cohort.labels) if cohort.task.type == "regression" else cohort.labels
+    event = (labels if labels.ndim == 1 else labels.amax(1)).numpy()
     worst = pd.Series(event).groupby(names).max()
     order = sorted(worst.index, key=lambda p: hashlib.sha256(f"{seed}/{manifest.site}/{p}".encode()).digest())
     shares = np.cumsum([split.test, split.validation, split.meta])

@@ -8,6 +8,7 @@ A folder of patients holds ``manifest.yaml`` and a patient table (CSV or Parquet
     patient: patient_id            # column that names the patient; never leaves the site
     visit: visit_id                # column that names the visit
     labels: {death: died}          # output of the task: column (0/1); {class: column} for a multiclass task
+    # label_units: {los: d}        # regression: unit of a label's column
     modalities:
       cxr:       {kind: image, column: cxr}                          # the cell holds a path: DICOM or PNG
       labs:      {kind: series, column: labs, key: visit_id, time: hour,
@@ -103,6 +104,7 @@ class Manifest:
         patient: Its column that names the patient.
         visit: Its column that names the visit.
         labels: Output of the task -> column; empty for an unlabelled reference set.
+        label_units: Output of a regression task -> UCUM unit of its column.
         modalities: Modality of the task -> where it is found.
         role: ``train`` splits the patients; with ``evaluate`` all of them are test patients.
         split: Column that fixes the split (``train``, ``meta``, ``validation``, ``test``) instead of the seeded one.
@@ -117,6 +119,7 @@ class Manifest:
     visit: str
     modalities: dict[str, Source]
     labels: dict[str, str] = field(default_factory=dict)
+    label_units: dict[str, str] = field(default_factory=dict)
     role: Literal["train", "evaluate"] = "train"
     split: str | None = None
     data: Literal["real", "generated"] = "real"
@@ -175,6 +178,7 @@ def check_against_task(manifest: Manifest, task: Task) -> None:
     for label in manifest.labels:
         if label not in task.label_columns:
             raise ConsiliumError(f"{where}: label '{label}' is not in task '{task.name}'{nearest(label, task.label_columns)}")
+        _check_unit(f"{where}: label '{label}'", manifest.label_units.get(label, ""), task.units.get(label, ""))
     for name, source in manifest.modalities.items():
         if name not in task.modalities:
             raise ConsiliumError(f"{where}: modality '{name}' is not in task '{task.name}'{nearest(name, task.modalities)}")
@@ -189,13 +193,16 @@ def check_against_task(manifest: Manifest, task: Task) -> None:
             if feature not in modality.features:
                 raise ConsiliumError(f"{where}: '{name}' has no variable '{feature}'{nearest(feature, modality.features)}")
             wanted = modality.features[feature]
-            if variable.unit != wanted.unit:
-                said = f"is in '{variable.unit}'" if variable.unit else "names no unit"
-                raise ConsiliumError(
-                    f"{where}: '{name}.{feature}' {said}, the task counts it in '{wanted.unit}'. Convert the column if it is in "
-                    "another unit, and write the task's."
-                )
+            _check_unit(f"{where}: '{name}.{feature}'", variable.unit, wanted.unit)
             for code in variable.codes.values():
                 if code not in wanted.codes:
                     fault = f"'{name}.{feature}' maps to unknown category '{code}'"
                     raise ConsiliumError(f"{where}: {fault}{nearest(code, wanted.codes)}")
+
+
+def _check_unit(what: str, unit: str, wanted: str) -> None:
+    if unit != wanted:
+        said = f"is in '{unit}'" if unit else "names no unit"
+        raise ConsiliumError(
+            f"{what} {said}, the task counts it in '{wanted}'. Convert the column if it is in another unit, and write the task's."
+        )

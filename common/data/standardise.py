@@ -11,6 +11,9 @@ audio    [N, T, K], NaN behind the end        [N, 2, T, K]: standardised values 
 text     [N, L] hashed word ids, 0 pads       [N, 2, L]: ids, inverse document frequencies
 image    [N, 1, H, W] in [0, 1]               [N, 1, H, W]: standardised by the pooled mean and deviation
 ======== ==================================== =======================================================
+
+The targets of a regression task, [N, C], are standardised like features, their logarithm where the task says so: their moments
+stand beside those of the modalities, under ``LABELS``.
 """
 
 from __future__ import annotations
@@ -23,9 +26,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.task import Modality
+from common.task import LABELS, Modality, Task
 
 CLIP = 5.0
+LEAST_DEVIATION = 1e-8
 Float = NDArray[np.float64]
 
 
@@ -75,13 +79,27 @@ def moments(modality: Modality, raw: Tensor) -> Moments:
         seen[:, 0] = 0.0
         frequency = seen.mean(0).numpy() if len(raw) else np.zeros(modality.buckets)
         return Moments(np.full(modality.buckets, float(len(raw))), frequency, frequency * (1 - frequency))
-    columns = raw.shape[-1] if modality.kind in ("table", "series", "audio") else 1
-    flat = raw.double().reshape(-1, columns)
+    return _column_moments(raw.reshape(-1, raw.shape[-1] if modality.kind in ("table", "series", "audio") else 1))
+
+
+def _column_moments(values: Tensor) -> Moments:
+    """Returns the moments of the columns of [N, D], NaN where missing."""
+    flat = values.double()
     seen = ~flat.isnan()
     count = seen.sum(0).double()
     mean = flat.nan_to_num().sum(0) / count.clamp(min=1)
     variance = (flat.nan_to_num() - mean).mul(seen).square().sum(0) / count.clamp(min=1)
     return Moments(count.numpy(), mean.numpy(), variance.numpy())
+
+
+def target_moments(task: Task, labels: Tensor) -> Moments:
+    """Returns the moments of what networks learn of the labels [N, C] of a regression task."""
+    return _column_moments(torch.where(_by_log(task), labels.double().log1p(), labels.double()))
+
+
+def _by_log(task: Task) -> Tensor:
+    """Returns which targets are learned by their logarithm, bool [C]."""
+    return torch.tensor([output in task.log for output in task.outputs])
 
 
 def pool(parts: Sequence[Moments]) -> Moments:
@@ -95,9 +113,29 @@ def pool(parts: Sequence[Moments]) -> Moments:
 
 @dataclass(frozen=True)
 class Standardisation:
-    """The pooled moments of every modality."""
+    """The pooled moments of every modality, and of the targets if the task is a regression."""
 
     moments: Mapping[str, Moments]
+
+    def targets(self, task: Task, labels: Tensor) -> Tensor:
+        """Returns what networks learn, float32: the labels [N, C] of a regression task standardised, others as they are."""
+        if task.type != "regression":
+            return labels
+        mean, deviation = self._target()
+        values = torch.where(_by_log(task), labels.double().log1p(), labels.double())
+        return ((values - mean) / deviation).float()
+
+    def outcomes(self, task: Task, outputs: Tensor) -> Tensor:
+        """Returns the outputs [N, C] of a network for a regression task in the task's units, float64."""
+        mean, deviation = self._target()
+        values = outputs.double() * deviation + mean
+        return torch.where(_by_log(task), values.expm1(), values)
+
+    def _target(self) -> tuple[Tensor, Tensor]:
+        """Returns mean and deviation of the targets, both float64 [C]; a target that never varies keeps its unit."""
+        pooled = self.moments[LABELS]
+        deviation = torch.from_numpy(np.sqrt(pooled.variance))
+        return torch.from_numpy(pooled.mean), torch.where(deviation > LEAST_DEVIATION, deviation, 1.0)
 
     def apply(self, name: str, modality: Modality, raw: Tensor) -> Tensor:
         """Returns the model-ready tensor of a raw one (table above)."""
@@ -110,7 +148,7 @@ class Standardisation:
             return torch.stack([ids.float(), idf[ids]], dim=1)
         mean = torch.from_numpy(pooled.mean)
         deviation = torch.from_numpy(np.sqrt(pooled.variance))
-        usable = deviation > 1e-8
+        usable = deviation > LEAST_DEVIATION
         scaled = ((raw.double() - mean) / torch.where(usable, deviation, 1.0)).clamp(-CLIP, CLIP).float()
         if modality.kind == "image":
             return scaled

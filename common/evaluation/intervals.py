@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.evaluation.metrics import Floats, resampled
+from common.evaluation.metrics import LOWER_IS_BETTER, Floats, resampled
 from common.task import TaskType
 
 RESAMPLES = 1000
@@ -30,8 +30,8 @@ class Sample:
     """The predictions of one method under one seed.
 
     Attributes:
-        scores: Probabilities, float [N, C] (or [N]).
-        labels: 0/1, [N, C] (or [N]; the index of the class for multiclass tasks).
+        scores: Probabilities, or the numbers of a regression, float [N, C] (or [N]).
+        labels: 0/1, or numbers, [N, C] (or [N]; the index of the class for multiclass tasks).
         clusters: Key of the patient of each row, [N].
     """
 
@@ -58,12 +58,11 @@ class Interval:
     low: float
     high: float
 
-    @property
-    def verdict(self) -> str:
-        """For a difference a - b in a metric of which more is better: whether a is resolved to be better or worse than b."""
-        if self.low > 0:
-            return "better"
-        return "worse" if self.high < 0 else "not resolved"
+    def verdict(self, metric: str) -> str:
+        """For a difference a - b in a metric: whether a is resolved to be better or worse than b."""
+        if self.low <= 0 <= self.high:
+            return "not resolved"
+        return "better" if (self.low > 0) != (metric in LOWER_IS_BETTER) else "worse"
 
 
 def interval(
@@ -73,7 +72,7 @@ def interval(
 
     Args:
         samples: One per seed.
-        metric: ``auroc``, ``auprc``, ``accuracy`` or ``f1``.
+        metric: One that the task type has.
         task_type: What the outputs mean together.
         resamples: How often the patients are drawn.
         seed: Seed of the draws.
@@ -87,12 +86,12 @@ def interval(
 def paired_difference(
     a: Sequence[Sample], b: Sequence[Sample], metric: str, task_type: TaskType, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval | None:
-    """Returns how much better ``a`` is than ``b`` on the same patients, with the interval of the difference.
+    """Returns the metric of ``a`` less that of ``b`` on the same patients, with the interval of the difference.
 
     Args:
         a: One per seed.
         b: As many, with the same rows in the same order as the sample of ``a`` beside it.
-        metric: ``auroc``, ``auprc``, ``accuracy`` or ``f1``.
+        metric: One that the task type has.
         task_type: What the outputs mean together.
         resamples: How often the patients are drawn; both sides see the same draws.
         seed: Seed of the draws.

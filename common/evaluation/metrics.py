@@ -1,4 +1,4 @@
-"""Metrics of one set of predictions: AUROC, AUPRC, accuracy and F1, for every task type.
+"""Metrics of one set of predictions: AUROC, AUPRC, accuracy and F1 of classes; MAE, RMSE and R² of numbers.
 
 Two doors to the same definitions: :func:`metrics` asks torchmetrics, :func:`resampled` computes one metric under many sets of
 patient weights at once, because a bootstrap needs it a thousand times.
@@ -8,6 +8,8 @@ patient weights at once, because a bootstrap needs it a thousand times.
 * An answer is *yes* above a probability of one half; the answer of a ``multiclass`` task is its most probable class.
 * AUROC and AUPRC of an output need both classes, its F1 needs a positive label. An output without them is left out of the mean,
   and a metric without any such output is left out altogether: it is never NaN and never a made-up zero.
+* ``mae`` and ``rmse``, in the task's units, and ``r2`` are means over the outputs of a ``regression``. R² needs numbers that
+  differ.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from numpy.typing import NDArray
 from common.task import TaskType
 
 METRICS = ("auroc", "auprc", "accuracy", "f1")
+REGRESSION_METRICS = ("mae", "rmse", "r2")
+LOWER_IS_BETTER = frozenset({"mae", "rmse"})
 Floats = NDArray[np.float64]
 
 
@@ -29,16 +33,18 @@ def metrics(task_type: TaskType, scores: NDArray[Any], labels: NDArray[Any]) -> 
 
     Args:
         task_type: What the outputs mean together.
-        scores: Probabilities, float [N, C] (or [N], if C is one).
-        labels: 0/1, [N, C] (or [N]); a multiclass task may give the index of the class, int [N].
+        scores: Probabilities (regression: numbers), float [N, C] (or [N], if C is one).
+        labels: 0/1 (regression: numbers), [N, C] (or [N]); a multiclass task may give the index of the class, int [N].
 
     Returns:
-        ``auroc``, ``auprc``, ``accuracy`` and ``f1`` over all outputs, in [0, 1]; with more than one output also
-        ``auroc:0``, ``auroc:1``, ... per output (no ``accuracy`` per class). No entry where a metric is undefined.
+        ``auroc``, ``auprc``, ``accuracy`` and ``f1`` over all outputs, in [0, 1], or ``mae``, ``rmse`` and ``r2``; with more than
+        one output also ``auroc:0``, ``auroc:1``, ... per output (no ``accuracy`` per class). No entry where one is undefined.
 
     Raises:
-        ValueError: If shapes differ, a score is no probability or a label is neither 0 nor 1.
+        ValueError: If shapes differ, a score is no probability or a label is neither 0 nor 1, or a number is not finite.
     """
+    if task_type == "regression":
+        return _regression_metrics(*_numbers(scores, labels))
     # here: a deployed site starts a process per message, and only one of its messages evaluates
     from torchmetrics.functional.classification import binary_accuracy, binary_auroc, binary_average_precision, binary_f1_score
 
@@ -69,9 +75,9 @@ def resampled(metric: str, task_type: TaskType, scores: NDArray[Any], labels: ND
     """Returns one metric under many sets of weights.
 
     Args:
-        metric: ``auroc``, ``auprc``, ``accuracy`` or ``f1``.
+        metric: One of ``METRICS``, or of ``REGRESSION_METRICS``.
         task_type: What the outputs mean together.
-        scores: Probabilities, float [N, C] (or [N]).
+        scores: As in :func:`metrics`.
         labels: As in :func:`metrics`.
         weights: How often each row counts, non-negative [N, B].
 
@@ -81,8 +87,13 @@ def resampled(metric: str, task_type: TaskType, scores: NDArray[Any], labels: ND
     Raises:
         ValueError: As :func:`metrics`, and for an unknown metric.
     """
-    p, y = as_matrices(task_type, scores, labels)
     w = np.asarray(weights, dtype=np.float64)
+    known = REGRESSION_METRICS if task_type == "regression" else METRICS
+    if metric not in known:
+        raise ValueError(f"unknown metric '{metric}'; known: {', '.join(known)}")
+    if task_type == "regression":
+        return _mean_of_defined(_weighted_errors(metric, *_numbers(scores, labels), w))
+    p, y = as_matrices(task_type, scores, labels)
     with np.errstate(invalid="ignore", divide="ignore"):
         if metric == "accuracy":
             return np.asarray(_right(task_type, _answers(task_type, p), y) @ w / w.sum(axis=0))
@@ -90,12 +101,16 @@ def resampled(metric: str, task_type: TaskType, scores: NDArray[Any], labels: ND
             answers = _answers(task_type, p)
             positive = y.T @ w
             values = np.where(positive > 0, 2 * ((answers & y).T @ w) / (answers.T @ w + positive), np.nan)
-        elif metric in ("auroc", "auprc"):
+        else:
             statistic = _weighted_auroc if metric == "auroc" else _weighted_average_precision
             values = np.stack([statistic(p[:, c], y[:, c], w) for c in range(p.shape[1])])
-        else:
-            raise ValueError(f"unknown metric '{metric}'; known: {', '.join(METRICS)}")
-        defined = ~np.isnan(values)
+    return _mean_of_defined(values)
+
+
+def _mean_of_defined(values: Floats) -> Floats:
+    """Returns the mean over outputs of [C, B] without those that are NaN; NaN where all are."""
+    defined = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
         return np.asarray(np.where(defined, values, 0).sum(axis=0) / defined.sum(axis=0))
 
 
@@ -118,6 +133,64 @@ def as_matrices(task_type: TaskType, scores: NDArray[Any], labels: NDArray[Any])
     if task_type == "multiclass" and not (y.sum(axis=1) == 1).all():
         raise ValueError("a multiclass row does not belong to exactly one class")
     return p, y.astype(bool)
+
+
+def _numbers(scores: NDArray[Any], labels: NDArray[Any]) -> tuple[Floats, Floats]:
+    """Returns predicted and true numbers as float64 [N, C], checked.
+
+    Raises:
+        ValueError: If shapes differ or a number is not finite.
+    """
+    said, true = (np.asarray(x, dtype=np.float64) for x in (scores, labels))
+    said, true = (x.reshape(-1, 1) if x.ndim == 1 else x for x in (said, true))
+    if said.shape != true.shape:
+        raise ValueError(f"scores have shape {said.shape}, labels {true.shape}")
+    if not (np.isfinite(said).all() and np.isfinite(true).all()):
+        raise ValueError("a score or a label is not finite")
+    return said, true
+
+
+def check_predictions(task_type: TaskType, scores: NDArray[Any], labels: NDArray[Any]) -> None:
+    """Checks single predictions, [N] each, whatever their outputs mean together.
+
+    Raises:
+        ValueError: As :func:`metrics`.
+    """
+    if task_type == "regression":
+        _numbers(scores, labels)
+    else:
+        as_matrices("multilabel", scores, labels)
+
+
+def _regression_metrics(said: Floats, true: Floats) -> dict[str, float]:
+    from torchmetrics.functional.regression import mean_absolute_error, mean_squared_error, r2_score
+
+    per_output: dict[str, dict[int, float]] = {"mae": {}, "rmse": {}, "r2": {}}
+    for c in range(true.shape[1] if len(true) else 0):
+        a, b = torch.from_numpy(said[:, c].copy()), torch.from_numpy(true[:, c].copy())
+        per_output["mae"][c] = float(mean_absolute_error(a, b))
+        per_output["rmse"][c] = float(mean_squared_error(a, b, squared=False))
+        if float(b.max()) > float(b.min()):
+            per_output["r2"][c] = float(r2_score(a, b))
+    found = {name: float(np.mean(list(values.values()))) for name, values in per_output.items() if values}
+    if true.shape[1] > 1:
+        found |= {f"{name}:{c}": value for name, values in per_output.items() for c, value in values.items()}
+    return found
+
+
+def _weighted_errors(metric: str, said: Floats, true: Floats, w: Floats) -> Floats:
+    """Returns the weighted mean absolute error, root mean squared error or R² of every output, [C, B]; NaN where undefined."""
+    total = w.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        if metric == "mae":
+            return np.asarray(np.abs(said - true).T @ w / total)
+        squared = np.square(said - true).T @ w / total
+        if metric == "rmse":
+            return np.asarray(np.sqrt(squared))
+        apart = true - true.mean(axis=0) if len(true) else true
+        variance = np.square(apart).T @ w / total - np.square(apart.T @ w / total)
+        differ = np.stack([[np.ptp(column[drawn > 0]) > 0 for drawn in w.T] for column in true.T])
+        return np.where(differ, 1 - squared / variance, np.nan)
 
 
 def _answers(task_type: TaskType, p: Floats) -> NDArray[np.bool_]:

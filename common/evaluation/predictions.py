@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from common.data.cohort import Batch, Cohort
+from common.data.standardise import Standardisation
 from common.evaluation.metrics import metrics
 from common.models.ensemble import GROUP_SEPARATOR, Calibration, Ensembles, consilium
 from common.models.fusion import probabilities
@@ -63,15 +64,20 @@ def teachers_speakers(ensembles: Ensembles, calibration: Calibration, omega: Ten
 
 
 @torch.no_grad()
-def predict_patterns(cohort: Cohort, speakers: Sequence[Speaker]) -> pd.DataFrame:
-    """Predicts every visit of a model-ready cohort for every pattern that it can form.
+def predict_patterns(raw: Cohort, speakers: Sequence[Speaker], scaling: Standardisation) -> pd.DataFrame:
+    """Predicts every visit of a raw cohort for every pattern that it can form.
+
+    Args:
+        raw: Whom to predict; labels are told as they stand there.
+        speakers: Who predicts.
+        scaling: Makes the cohort ready for the speakers, and what they say of a regression numbers in the task's units.
 
     Returns:
         One line per pattern, speaker, visit and output, with columns ``row``, ``patient`` (numbers within the cohort),
-        ``pattern``, ``model``, ``output``, ``score`` (probability) and ``label`` (0 or 1). Pattern ``all`` is every visit with
-        what it has.
+        ``pattern``, ``model``, ``output``, ``score`` (probability; regression: the number) and ``label`` (0 or 1; the true
+        number). Pattern ``all`` is every visit with what it has.
     """
-    task = cohort.task
+    task, cohort = raw.task, replace(raw.standardised(scaling), labels=raw.labels)
     names = list(task.modalities)
     frames: list[pd.DataFrame] = []
     for pattern in [None, *patterns(names)]:
@@ -83,8 +89,9 @@ def predict_patterns(cohort: Cohort, speakers: Sequence[Speaker]) -> pd.DataFram
         for speaker in speakers:
             if speaker.only is not None and pattern != (speaker.only,):
                 continue
-            scores = probabilities(task.type, speaker.logits(batch)).numpy()
-            frames.append(_frame(visits, scores, ALL if pattern is None else pattern_name(pattern), speaker.name))
+            said = speaker.logits(batch)
+            scores = scaling.outcomes(task, said) if task.type == "regression" else probabilities(task.type, said)
+            frames.append(_frame(visits, scores.numpy(), ALL if pattern is None else pattern_name(pattern), speaker.name))
     columns = ["row", "patient", "pattern", "model", "output", "score", "label"]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
 
@@ -117,14 +124,15 @@ def released_rows(predictions: pd.DataFrame, task: Task, least: int) -> tuple[li
     """Returns the metrics that may leave the site, and the number of cells withheld.
 
     A cell (speaker, pattern) is withheld if it rests on fewer than ``least`` visits, or on fewer events or non-events of any
-    output: a metric on a handful of patients tells about them. Where that is a single pattern, the next smallest is withheld with
-    it: the visits (and events) of ``all`` and of every pattern but one tell those of the one, by inclusion and exclusion.
+    output (a regression has none): a metric on a handful of patients tells about them. Where that is a single pattern, the next
+    smallest is withheld with it: the visits (and events) of ``all`` and of every pattern but one tell those of the one, by
+    inclusion and exclusion.
 
     What is not guarded: two patterns that are told, of which one is part of the other, differ by the visits that hold only the
     one. Where these are few, their number is the difference of ``n``, and since metrics are told in full their events can often
     be worked out as well. To withhold one of every pair that close would cost most patterns where nearly all hold everything.
     """
-    hidden = _withheld(predictions, least)
+    hidden = _withheld(predictions, task, least)
     rows: list[dict[str, Any]] = []
     withheld = 0
     for (model, pattern), part in predictions.groupby(["model", "pattern"], sort=True):
@@ -137,13 +145,14 @@ def released_rows(predictions: pd.DataFrame, task: Task, least: int) -> tuple[li
     return rows, withheld
 
 
-def _withheld(predictions: pd.DataFrame, least: int) -> set[str]:
+def _withheld(predictions: pd.DataFrame, task: Task, least: int) -> set[str]:
     """Returns the patterns that may not be told; every speaker of a pattern was asked about the same visits."""
     counts = (
         predictions.drop_duplicates(["pattern", "row", "output"]).groupby(["pattern", "output"])["label"].agg(["sum", "count"])
     )
     counts["others"] = counts["count"] - counts["sum"]
-    rarest = counts[["sum", "others"]].min(axis=1).groupby("pattern").min()
+    small = ["count"] if task.type == "regression" else ["sum", "others"]
+    rarest = counts[small].min(axis=1).groupby("pattern").min()
     sizes = counts["count"].groupby("pattern").first()
     hidden = set(rarest.index[rarest < least])
     if len(hidden) == 1:

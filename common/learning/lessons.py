@@ -101,7 +101,8 @@ class Teaching:
     def evidence(self, kind: TaskType) -> Evidence | None:
         """Returns how the teachers' evidence overlaps, over the patients that all of them know."""
         prior = self.calibration.prior
-        return Evidence.of((self.logits - prior)[self.taught.all(1)], probabilities(kind, prior))
+        share = torch.zeros_like(prior) if kind == "regression" else probabilities(kind, prior)
+        return Evidence.of((self.logits - prior)[self.taught.all(1)], share)
 
 
 def teach_cohort(ensembles: Ensembles | None, cohort: Cohort, calibration: Calibration) -> Teaching | None:
@@ -207,22 +208,22 @@ def calibration_loss(teaching: Teaching, labels: Tensor, kind: TaskType, omega: 
 def fit_calibration(teaching: Teaching, cohort: Cohort, omega: Tensor, start: Calibration) -> Calibration:
     """Returns s and b fitted to labelled patients that no teacher was trained on.
 
-    A logistic (softmax) regression on the weighted evidence, with the patients weighted so that outcomes are as common as the
-    prior says: how common they are, all sites tell, and not the few hospitals of a reference set. A ridge of ten pseudo-events
-    pulls towards ``start``.
+    A regression on the weighted evidence with the task's loss. Where it is a logistic (softmax) one, the patients are weighted so
+    that outcomes are as common as the prior says: how common they are, all sites tell, and not the few hospitals of a reference
+    set. A ridge of ten pseudo-events pulls towards ``start``.
     """
     kind = cohort.task.type
     scale = start.scale.clone().requires_grad_(True)
     bias = start.bias.clone().requires_grad_(True)
-    weight = _as_common_as(probabilities(kind, start.prior), cohort.labels, kind)
+    weight = _as_common_as(start.prior, cohort.labels, kind)
     optimiser = torch.optim.LBFGS([scale, bias], max_iter=100, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimiser.zero_grad()
         pull = functional.mse_loss(scale, start.scale, reduction="sum") + functional.mse_loss(bias, start.bias, reduction="sum")
         fused = consilium(teaching.logits, teaching.taught, omega.softmax(1), Calibration(scale, bias, start.prior))
-        if kind == "multiclass":
-            loss = (weight * functional.cross_entropy(fused, cohort.labels, reduction="none")).sum()
+        if kind in ("multiclass", "regression"):
+            loss = (weight * task_loss(kind, fused, cohort.labels)).sum()
         else:
             loss = functional.binary_cross_entropy_with_logits(fused, cohort.labels, weight=weight, reduction="sum")
         value = (loss + PSEUDO_EVENTS * pull) / len(cohort)
@@ -233,8 +234,14 @@ def fit_calibration(teaching: Teaching, cohort: Cohort, omega: Tensor, start: Ca
     return Calibration(scale.detach(), bias.detach(), start.prior)
 
 
-def _as_common_as(share: Tensor, labels: Tensor, kind: TaskType) -> Tensor:
-    """Returns weights, [N] for exclusive classes, else [N, C], under which outcomes are as common as ``share`` [C] says."""
+def _as_common_as(prior: Tensor, labels: Tensor, kind: TaskType) -> Tensor:
+    """Returns weights under which outcomes are as common as ``prior`` [C] says, [N] for exclusive classes, else [N, C].
+
+    Numbers all weigh 1, [N].
+    """
+    if kind == "regression":
+        return torch.ones(len(labels))
+    share = probabilities(kind, prior)
     if kind == "multiclass":
         found = torch.bincount(labels, minlength=len(share)).clamp(min=0.5) / len(labels)
         return (share / found)[labels]

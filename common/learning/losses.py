@@ -14,16 +14,19 @@ from common.models.student import StudentOutput
 from common.task import TaskType
 
 BALANCE_LIMIT = 3.0
+HUBER = 1.0  # standardised units up to which an error counts by its square, beyond by its size
 
 
 def task_loss(kind: TaskType, logits: Tensor, labels: Tensor) -> Tensor:
-    """Returns the loss per sample, [B]: cross-entropy, or binary cross-entropy averaged over the outputs.
+    """Returns the loss per sample, [B]: cross-entropy; binary cross-entropy, or Huber's loss, averaged over the outputs.
 
     Args:
         kind: Type of the task.
         logits: [B, C].
-        labels: float [B, C], or int64 [B] for multi-class.
+        labels: float [B, C] (standardised for regression), or int64 [B] for multi-class.
     """
+    if kind == "regression":
+        return functional.smooth_l1_loss(logits, labels, reduction="none", beta=HUBER).mean(1)
     if kind == "multiclass":
         return functional.cross_entropy(logits, labels, reduction="none")
     return functional.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1)
@@ -33,7 +36,7 @@ def distillation_loss(kind: TaskType, student: Tensor, teacher: Tensor, temperat
     """Returns T^2 KL(teacher || student) per sample, [B].
 
     Softmax KL for multi-class (Hinton et al., 2015); Bernoulli KL averaged over the outputs for binary and multi-label tasks,
-    where labels do not exclude each other.
+    where labels do not exclude each other. For regression Huber's distance of the outputs, without temperature.
 
     Args:
         kind: Type of the task.
@@ -41,6 +44,8 @@ def distillation_loss(kind: TaskType, student: Tensor, teacher: Tensor, temperat
         teacher: Logits [B, C]; a gradient flows into them too, so that omega is told how its consilium taught.
         temperature: T.
     """
+    if kind == "regression":
+        return task_loss(kind, student, teacher)
     s, t = student / temperature, teacher / temperature
     if kind == "multiclass":
         divergence = (t.softmax(1) * (t.log_softmax(1) - s.log_softmax(1))).sum(1)

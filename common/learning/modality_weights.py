@@ -41,7 +41,7 @@ class Evidence:
 
     Attributes:
         covariance: [C, M, M] over patients with every modality, all classes together.
-        spread: p (1 - p) of every output, [C].
+        spread: p (1 - p) of every output, [C]; 0 for regression: calibrated evidence covaries with the target by its variance.
     """
 
     covariance: Tensor
@@ -53,7 +53,7 @@ class Evidence:
 
         Args:
             evidence: z_m - prior of patients with every modality, [N, M, C].
-            share: p of every output, [C].
+            share: p of every output, [C]; 0 for regression.
         """
         from sklearn.covariance import ledoit_wolf  # here: sites, who start a process per message, have no use for it
 
@@ -70,7 +70,7 @@ class Evidence:
         """Returns how far the evidence of the two classes lies apart, [C, M]: v of total variance = v + p (1 - p) v^2."""
         total = self.covariance.diagonal(dim1=1, dim2=2)
         four = 4 * self.spread[:, None]
-        apart: Tensor = 2 * ((1 + four * total).sqrt() - 1) / four
+        apart: Tensor = 2 * total / ((1 + four * total).sqrt() + 1)
         return apart
 
     def omega(self, *, per_output: bool) -> Tensor:

@@ -99,7 +99,7 @@ def weighted_evidence(logits: Tensor, present: Tensor, weights: Tensor, prior: T
 
 
 def probabilities(kind: TaskType, logits: Tensor) -> Tensor:
-    """Returns the probabilities of logits [..., C]: of exclusive classes, or of every output by itself."""
+    """Returns the probabilities of logits [..., C]: of exclusive classes, or of every output by itself (no regression)."""
     return logits.softmax(-1) if kind == "multiclass" else logits.sigmoid()
 
 

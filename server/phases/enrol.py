@@ -17,7 +17,7 @@ from common.learning.loop import derive_seed
 from common.messages import EnrolReply, EnrolRequest
 from common.models.ensemble import GROUP_SEPARATOR, build_teacher
 from common.models.ensemble import groups as all_groups
-from common.task import Modality, Task
+from common.task import LABELS, Modality, Task
 from server.checkpoint import Enrolled
 from server.prior import estimated_counts
 from server.rounds import NODE, RunFailed
@@ -144,26 +144,33 @@ def _gate(task: Task, reply: EnrolReply) -> str | None:
         return None if reply.role == "evaluate" else f"its role '{reply.role[:20]}' is neither 'train' nor 'evaluate'"
     for what, told, known in (
         ("modalities", reply.modalities, task.modalities),
-        ("labels", reply.labels, task.outputs),
-        ("feature statistics", reply.moments, task.modalities),
+        ("labels", reply.labels, () if task.type == "regression" else task.outputs),
+        ("feature statistics", reply.moments, _no_moments(task)),
         ("splits", reply.splits, SPLITS),
     ):
         if set(told) != set(known):
             return f"its {what} are not those of task '{task.name}'"
-    reason = fault(reply.moments, {m: _no_moments(task.modalities[m]) for m in task.modalities}, {}, 0)
+    reason = fault(reply.moments, _no_moments(task), {}, 0)
     negative = [m for m, a in reply.moments.items() if (a["count"] < 0).any() or (a["variance"] < 0).any()] if not reason else []
     return f"its statistics of '{negative[0]}' hold a negative count or variance" if negative else reason
 
 
-def _no_moments(modality: Modality) -> Arrays:
-    columns = {
+def _no_moments(task: Task) -> dict[str, Arrays]:
+    """Returns moments as every training site tells them, of nobody."""
+    columns = {name: _columns(modality) for name, modality in task.modalities.items()}
+    columns |= {LABELS: len(task.outputs)} if task.type == "regression" else {}
+    return {what: {name: np.zeros(size) for name in ("count", "mean", "variance")} for what, size in columns.items()}
+
+
+def _columns(modality: Modality) -> int:
+    kinds = {
         "text": modality.buckets,
         "table": table_columns(modality),
         "series": len(modality.features),
         "image": 1,
         "audio": modality.coefficients,
     }
-    return {name: np.zeros(columns[modality.kind]) for name in ("count", "mean", "variance")}
+    return kinds[modality.kind]
 
 
 def _groups(run: Run, reply: EnrolReply) -> list[str]:
@@ -201,14 +208,20 @@ def _check_groups(run: Run) -> None:
 
 
 def _pool(run: Run, replies: dict[str, EnrolReply]) -> None:
-    """Pools feature moments and label counts of the training sites and of the reference set, in the order of the sites' names."""
+    """Pools feature moments and label counts of the training sites and of the reference set, in the order of the sites' names.
+
+    The targets of a regression are standardised, so that every network starts from their pooled mean: its prior is 0.
+    """
     task, reference = run.config.task, run.raw_reference
     trains = [r for _, r in sorted(replies.items()) if r.role == "train" and r.site in run.state.sites]
     parts = [moments_of(r.moments) for r in trains]
     if reference is not None:
         parts.append(reference.moments())
-    pooled = {m: pool([p[m] for p in parts]) for m in task.modalities}
+    pooled = {m: pool([p[m] for p in parts]) for m in _no_moments(task)}
     run.state.arrays.update({f"standardisation:{m}": a for m, a in moments_arrays(pooled).items()})
+    if task.type == "regression":
+        run.state.prior = [0.0] * len(task.outputs)
+        return
     visits = [r.splits["train"] for r in trains if r.splits["train"]]
     told = [[r.labels[o] for o in task.outputs] for r in trains if r.splits["train"]]
     if reference is not None and reference.labelled:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from common.errors import ConsiliumError
 from simulations.ablations import STANDARD, references, teachers
@@ -27,8 +27,8 @@ LINEAR_SMALL, EVERY_SIZE = ("linear", "small"), ("linear", "small", "base")
 ROLES = {"train": "train", "reference": "reference", "evaluate": "test"}
 
 
-def prepare(folder: Path, split: Split) -> dict[str, Any]:
-    """Writes one fold as hospitals; see :data:`simulations.benchmarks.base.Prepare`."""
+def prepare(folder: Path, split: Split, label: Literal["death", "los"] = "death") -> dict[str, Any]:
+    """Writes one fold as hospitals, with the label asked for; see :data:`simulations.benchmarks.base.Prepare`."""
     root = os.environ.get("CONSILIUM_DATA")
     if not root:
         raise ConsiliumError(f"CONSILIUM_DATA is not set: it names the folder that holds '{eicu.FOLDER}'. {eicu.HOW_TO_GET}")
@@ -42,6 +42,7 @@ def prepare(folder: Path, split: Split) -> dict[str, Any]:
         sites="hospital" if split.variant == "hospital-sites" else "network",
         masked=split.masked,
         reference=eicu.REFERENCE_SHARE if split.reference is None else split.reference,
+        label=label,
     )
     return {
         "n": {ROLES[role]: counts for role, counts in said["n"].items()},

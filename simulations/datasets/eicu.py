@@ -101,8 +101,8 @@ class EicuStays:
     """The stays of the eICU demo with a known outcome, first 24 h.
 
     Attributes:
-        stays: One row per stay: visit, patient, hospital, network, death (0/1), main (still in the unit at 24 h), text (null if
-            nothing was entered).
+        stays: One row per stay: visit, patient, hospital, network, death (0/1), los (days in the unit after the first 24 h,
+            negative if it ended before), main (still in the unit at 24 h), text (null if nothing was entered).
         series: Long: visit, hour (0 to 23), 48 variables; hours without any value are left out.
         table: visit, admission table; a stay without an APACHE record has no row.
         exclusions: What was left out -> how many.
@@ -139,7 +139,7 @@ def load(root: Path) -> EicuStays:
     table = _table(tables, stays)
     for frame in (stays, series, table):
         frame["visit"] = frame["visit"].astype(str)
-    stays = stays[["visit", "patient", "hospital", "network", "death", "main", "text"]]
+    stays = stays[["visit", "patient", "hospital", "network", "death", "los", "main", "text"]]
     return EicuStays(stays, series, table, exclusions, checksum)
 
 
@@ -165,6 +165,7 @@ def write_sites(
     sites: Literal["network", "hospital"] = "network",
     masked: bool = True,
     reference: float = REFERENCE_SHARE,
+    label: Literal["death", "los"] = "death",
 ) -> dict[str, Any]:
     """Writes one fold as a folder of sites with manifests, and ``reference``.
 
@@ -181,6 +182,7 @@ def write_sites(
         sites: A site is a network of hospitals (region x bed size; unknown is its own) or a single hospital.
         masked: Whether training sites lack modalities; without, the same patients are at the same sites with everything.
         reference: Share of the training hospitals that make the reference set; with 0 there is none.
+        label: What is predicted: death in hospital, or the remaining days in the unit (of the main cohort).
 
     Returns:
         ``data_checksum``, ``cohort``, ``exclusions``, ``n`` per role and ``sites`` (role, modalities and counts per site).
@@ -214,7 +216,8 @@ def write_sites(
         rows_of = long.groupby(long["visit"].map(where)).indices
         parts[name] = {str(site): whole.take(rows) for site, rows in rows_of.items()}
     for site, rows in frame.groupby("site"):
-        _write_site(partial / str(site), rows, {name: part.get(str(site)) for name, part in parts.items()}, held[str(site)])
+        mine = {name: part.get(str(site)) for name, part in parts.items()}
+        _write_site(partial / str(site), rows, mine, held[str(site)], label)
     folder.parent.mkdir(parents=True, exist_ok=True)
     os.replace(partial, folder)
     return {
@@ -267,7 +270,8 @@ def _stays(tables: Mapping[str, pd.DataFrame], hourly: pd.DataFrame, exclusions:
     network = stays["region"].str.lower() + "-" + stays["numbedscategory"].map(beds)
     stays["network"] = network.fillna("unknown")
     stays["death"] = (stays["hospitaldischargestatus"] == "Expired").astype(int)
-    stays["main"] = stays["unitdischargeoffset"] >= HOURS * 60
+    stays["los"] = (stays["unitdischargeoffset"] / 60 - HOURS) / 24
+    stays["main"] = stays["los"] >= 0
     return stays
 
 
@@ -345,21 +349,22 @@ def _sources() -> dict[str, dict[str, Any]]:
     }
 
 
-def _write_site(folder: Path, rows: pd.DataFrame, long: Mapping[str, pa.Table | None], held: tuple[str, ...]) -> None:
+def _write_site(folder: Path, rows: pd.DataFrame, long: Mapping[str, pa.Table | None], held: tuple[str, ...], label: str) -> None:
     """Writes one hospital's files and its manifest."""
     folder.mkdir(parents=True)
     site, role = folder.name, str(rows["role"].iloc[0])
     for name, data in long.items():
         if name in held and data is not None:
             pq.write_table(data, folder / f"{name}.parquet")
-    rows[["patient", "visit", "death", *held]].to_parquet(folder / "patients.parquet", index=False)
+    rows[["patient", "visit", label, *held]].to_parquet(folder / "patients.parquet", index=False)
     manifest = {
         "schema_version": 1,
         "site": site,
         "patients": "patients.parquet",
         "patient": "patient",
         "visit": "visit",
-        "labels": {"death": "death"},
+        "labels": {label: label},
+        "label_units": {"los": "d"} if label == "los" else {},
         "role": "evaluate" if role == "evaluate" else "train",
         "modalities": {name: source for name, source in _sources().items() if name in held},
     }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import Context, RecordDict
@@ -14,6 +16,7 @@ from flwr.app import Context, RecordDict
 from client.site import Site, open_site
 from common.arrays import consilium_arrays, module_arrays, moments_arrays
 from common.config import Config, to_json
+from common.data.cohort import Cohort
 from common.data.manifest import Limits
 from common.learning.loop import derive_seed
 from common.messages import Arrays, EnrolRequest, EvaluateRequest, RefineRequest, TeachRequest, code_hash
@@ -116,3 +119,21 @@ def server(config: Config, site: Site) -> Server:
 def limited(site: Site, **limits: Any) -> Site:
     """The site with other limits."""
     return replace(site, manifest=replace(site.manifest, limits=Limits(**limits)))
+
+
+def with_cohort(site: Site, change: Callable[[Cohort], Cohort]) -> Site:
+    """The site with other patients."""
+    return replace(site, cohort=change(site.cohort), _ready={})
+
+
+def keeping(*modalities: str) -> Callable[[Cohort], Cohort]:
+    def change(cohort: Cohort) -> Cohort:
+        kept = torch.tensor([m in modalities for m in cohort.task.modalities])
+        present = cohort.present & kept
+        return replace(cohort, present=present).select(present.any(1).numpy())
+
+    return change
+
+
+def same(a: Arrays, b: Arrays) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[n], b[n]) for n in a)

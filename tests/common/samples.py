@@ -45,8 +45,9 @@ OUTPUTS: dict[TaskType, tuple[str, ...]] = {
     "binary": ("death",),
     "multilabel": ("aki", "shock"),
     "multiclass": ("cn", "mci", "ad"),
+    "regression": ("los", "cost"),
 }
-KINDS: tuple[TaskType, ...] = ("binary", "multilabel", "multiclass")
+KINDS: tuple[TaskType, ...] = ("binary", "multilabel", "multiclass", "regression")
 TRAINING = Training(lr=0.02, batch_size=16)
 MODEL = ModelConfig(
     teachers={"image": ("small",), "series": ("linear", "small"), "table": ("linear",), "text": ("linear",)},
@@ -107,6 +108,8 @@ def make_cohort(task: Task, size: int = 60, seed: int = 0, *, complete: bool = F
     score = said + 0.3 * torch.randn(size, generator=generator)
     if task.type == "multiclass":
         labels = torch.bucketize(score, score.quantile(torch.tensor([0.3, 0.6])))
+    elif task.type == "regression":
+        labels = torch.stack([score, -score], 1)
     else:
         labels = (score[:, None] > torch.arange(len(task.outputs))[None, :] * 0.5).float()
     splits = np.array(["train", "train", "meta", "validation", "test"])
@@ -181,7 +184,8 @@ def write_folder(
         labels = {"class": "class"}
     else:
         for k, output in enumerate(task.outputs):
-            table[output] = (rank > 0.5 + 0.1 * k).astype(int)
+            above = rank - 0.5 - 0.1 * k
+            table[output] = 5 + 20 * above if task.type == "regression" else (above > 0).astype(int)
         labels = {output: output for output in task.outputs}
     sources: dict[str, Any] = {}
     if "admission" in task.modalities:

@@ -43,6 +43,7 @@ def test_a_selection_keeps_rows_together() -> None:
         ("multilabel", [[1, 0], [0, 1], [0, 0]], 2),
         ("multilabel", [[0, 1]] * 3, 3),
         ("multilabel", [[0, 0]] * 3, 0),
+        ("regression", [[0, 0]] * 3, 3),
     ],
 )
 def test_events_are_the_rarer_side_of_one_output_and_the_visits_with_any_of_several(

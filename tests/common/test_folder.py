@@ -71,7 +71,7 @@ def test_every_kind_of_task_and_modality_is_read(tmp_path: Path, kind: Any) -> N
         assert [task.outputs[c] for c in cohort.labels.tolist()] == table["class"].tolist()
     else:
         assert cohort.labels.dtype == torch.float32
-        assert cohort.labels.tolist() == table[list(task.outputs)].to_numpy().tolist()
+        assert cohort.labels.numpy() == pytest.approx(table[list(task.outputs)].to_numpy(np.float32))
     for m, x in cohort.inputs.items():
         held = cohort.present[:, list(task.modalities).index(m)]
         assert x[held].isfinite().all()
@@ -146,6 +146,25 @@ def test_a_fault_is_named_by_file_row_and_column_and_only_its_patient_is_left_ou
     assert str(cohort.findings[0]).startswith(f"patients.csv, row 5, column '{column}': ")
     assert cohort.row.tolist() == [r for r in range(40) if r != 3]
     assert torch.cat([x.flatten() for x in cohort.part("train").holding("admission").inputs["admission"]]).isfinite().all()
+
+
+@pytest.mark.parametrize(("value", "by_log"), [("SECRET", False), (None, False), (np.inf, False), (1e39, False), (-1.0, True)])
+def test_a_label_that_is_no_usable_number_is_a_finding(tmp_path: Path, value: Any, by_log: bool) -> None:
+    task = replace(make_task("regression", ADMISSION), log=("los",) if by_log else ())
+    write_folder(tmp_path, task, **TOLERANT)
+    edit(tmp_path, lambda table: table.update({"los": table["los"].abs()}))
+    edit(tmp_path, put(3, los=value))
+    cohort = opened(tmp_path, task)
+    assert findings(cohort) == [("patients.csv", 5, "los")]
+    assert "empty or invalid" in cohort.findings[0].problem
+    assert cohort.labels.isfinite().all()
+
+
+def test_patients_with_numbers_are_split_as_others_are(tmp_path: Path) -> None:
+    task = make_task("regression", ADMISSION)
+    write_folder(tmp_path, task, 200)
+    split = pd.Series(opened(tmp_path, task).split).value_counts(normalize=True)
+    assert split.to_dict() == pytest.approx({"train": 0.5, "test": 0.25, "validation": 0.15, "meta": 0.1}, abs=0.05)
 
 
 def test_several_rows_of_one_visit_in_a_shared_table_are_a_fault_of_that_visit(tmp_path: Path) -> None:

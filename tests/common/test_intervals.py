@@ -83,10 +83,21 @@ def test_paired_difference_is_narrower_than_two_intervals_and_antisymmetric() ->
 
 def test_a_real_difference_is_resolved_and_none_is_not() -> None:
     good, bad, other = (draw(800, signal=signal, seed=seed) for signal, seed in ((2.5, 0), (0.3, 1), (2.5, 2)))
-    assert paired_difference([good], [bad], "auroc", "binary").verdict == "better"
-    assert paired_difference([bad], [good], "auroc", "binary").verdict == "worse"
-    assert paired_difference([good], [other], "auroc", "binary").verdict == "not resolved"
+    assert paired_difference([good], [bad], "auroc", "binary").verdict("auroc") == "better"
+    assert paired_difference([bad], [good], "auroc", "binary").verdict("auroc") == "worse"
+    assert paired_difference([good], [other], "auroc", "binary").verdict("auroc") == "not resolved"
     assert paired_difference([good], [good], "auroc", "binary") == Interval(0.0, 0.0, 0.0)
+
+
+def test_a_smaller_error_is_better() -> None:
+    truth, patients = np.arange(200.0), np.arange(200)
+    near, far = (Sample(truth + error * np.resize([1, -1], 200), truth, patients) for error in (1, 3))
+    difference = paired_difference([near], [far], "mae", "regression")
+    assert difference == Interval(-2.0, -2.0, -2.0)
+    assert (difference.verdict("mae"), difference.verdict("r2")) == ("better", "worse")
+    back = paired_difference([far], [near], "rmse", "regression")
+    assert back is not None and back.verdict("rmse") == "worse"
+    assert Interval(-0.1, -1.0, 1.0).verdict("mae") == "not resolved"
 
 
 def test_paired_difference_refuses_other_rows() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,24 @@ def test_what_does_not_fit_is_named_with_what_does(tmp_path: Path, changes: dict
     text = refused(write(tmp_path, **changes))
     assert wrong in text
     assert right in text
+
+
+@pytest.mark.parametrize(
+    ("units", "text"),
+    [
+        ({}, "label 'los' names no unit, the task counts it in 'd'"),
+        ({"los": "h"}, "label 'los' is in 'h', the task counts it in 'd'"),
+        ({"los": "d", "cost": "EUR"}, "label 'cost' is in 'EUR', the task counts it in ''"),
+        ({"los": "d"}, None),
+    ],
+)
+def test_labels_that_are_numbers_need_the_tasks_unit(tmp_path: Path, units: dict[str, str], text: str | None) -> None:
+    task = replace(make_task("regression"), units={"los": "d"})
+    manifest = load_manifest(write(tmp_path, labels={"los": "los", "cost": "cost"}, label_units=units))
+    if text is None:
+        return check_against_task(manifest, task)
+    with pytest.raises(ConsiliumError, match=text):
+        check_against_task(manifest, task)
 
 
 @pytest.mark.parametrize("content", [b"site: [", b"\xff\xfe\x00", b"a: b: c"])

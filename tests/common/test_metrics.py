@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from common.evaluation.metrics import METRICS, metrics, resampled
+from common.evaluation.metrics import METRICS, REGRESSION_METRICS, check_predictions, metrics, resampled
 
 
 def draw(n: int, outputs: int, *, ties: bool, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -114,3 +114,58 @@ def test_multiclass_row_with_two_classes_and_unknown_metric_are_refused() -> Non
         metrics("multiclass", np.full((1, 2), 0.5), np.ones((1, 2)))
     with pytest.raises(ValueError, match="known: auroc, auprc"):
         resampled("auc", "binary", np.array([0.5]), np.array([1]), np.ones((1, 1)))
+
+
+# Numbers.
+
+BY_HAND = {"mae": sk.mean_absolute_error, "rmse": sk.root_mean_squared_error, "r2": sk.r2_score}
+
+
+def numbers(n: int, outputs: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    true = np.exp(rng.normal(size=(n, outputs))) + [0, 1000, -3][:outputs]
+    return true + rng.normal(size=true.shape), true
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_errors_of_numbers_equal_scikit_learn(outputs: int) -> None:
+    said, true = numbers(200, outputs)
+    found = metrics("regression", said, true)
+    for name, reference in BY_HAND.items():
+        each = [reference(true[:, c], said[:, c]) for c in range(outputs)]
+        assert found[name] == pytest.approx(np.mean(each))
+        assert [found[f"{name}:{c}"] for c in range(outputs) if outputs > 1] == pytest.approx(each if outputs > 1 else [])
+    assert len(found) == (3 if outputs == 1 else 12)
+    if outputs == 1:
+        assert metrics("regression", said[:, 0], true[:, 0]) == found
+
+
+def test_numbers_that_are_all_the_same_have_no_r2_and_no_numbers_no_error() -> None:
+    assert metrics("regression", np.array([1.0, 3.0]), np.array([2.0, 2.0])) == {"mae": 1.0, "rmse": 1.0}
+    assert metrics("regression", np.empty(0), np.empty(0)) == {}
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), st.integers(2, 30), st.sampled_from(REGRESSION_METRICS))
+def test_resampled_errors_equal_scikit_learn_with_sample_weights(seed: int, n: int, metric: str) -> None:
+    said, true = numbers(n, 2, seed)
+    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=5).astype(float)
+    weights[0] = np.eye(n)[0]
+    for value, w in zip(resampled(metric, "regression", said, true, weights.T), weights, strict=True):
+        if metric == "r2" and (w > 0).sum() == 1:
+            assert np.isnan(value)
+        else:
+            each = [BY_HAND[metric](true[:, c], said[:, c], sample_weight=w) for c in range(2)]
+            assert value == pytest.approx(np.mean(each), rel=1e-6, abs=1e-6)
+
+
+def test_numbers_that_are_none_and_metrics_of_classes_are_refused() -> None:
+    one = np.ones(2)
+    for said, true, text in (([1.0, np.nan], one, "finite"), (one, [1.0, np.inf], "finite"), (one, [1.0], "shape")):
+        with pytest.raises(ValueError, match=text):
+            metrics("regression", np.array(said), np.array(true))
+    with pytest.raises(ValueError, match="known: mae, rmse, r2"):
+        resampled("auroc", "regression", one, one, np.ones((2, 1)))
+    check_predictions("regression", 7 * one, -7 * one)
+    with pytest.raises(ValueError, match="probability"):
+        check_predictions("multiclass", 7 * one, one)

@@ -294,3 +294,18 @@ def test_few_patients_say_nothing_and_silent_specialists_do_no_harm() -> None:
     omega = found.omega(per_output=False)
     assert omega.isfinite().all()
     assert found.scale(omega.softmax(1)).isfinite().all()
+
+
+def test_calibrated_numbers_are_weighted_as_by_the_best_linear_regression() -> None:
+    g = torch.Generator().manual_seed(0)
+    findings = (
+        torch.randn(4000, 3, generator=g, dtype=torch.float64) @ torch.tensor([[1.0, 0.5, 0], [0, 1, 0], [0, 0, 0.3]]).double()
+    )
+    target = findings.sum(1) + torch.randn(4000, generator=g, dtype=torch.float64)
+    slope = (findings * target[:, None]).mean(0) / findings.square().mean(0)
+    said = findings * slope  # what each finding alone expects
+    found = Evidence.of(said[:, :, None], torch.zeros(1))
+    assert found is not None
+    weights = found.omega(per_output=False).softmax(1)
+    best = torch.linalg.lstsq(said, target).solution
+    assert (found.scale(weights) * weights[0]).tolist() == pytest.approx(best.tolist(), abs=0.05)

@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import Tensor
 
+from common.data.standardise import Moments, Standardisation
 from common.evaluation.metrics import metrics
 from common.evaluation.predictions import (
     Speaker,
@@ -22,7 +24,7 @@ from common.evaluation.predictions import (
 )
 from common.models.ensemble import Ensembles, build_teacher, consilium, groups, initial_calibration
 from common.models.student import Student
-from common.task import TaskType, pattern_name, patterns
+from common.task import LABELS, Modality, TaskType, pattern_name, patterns
 from tests.common.samples import KINDS, MODEL, make_cohort, make_task
 
 THREE = ("admission", "labs", "note")
@@ -45,13 +47,23 @@ def speakers_of(kind: TaskType) -> list[Speaker]:
     return [student_speaker(student), *teachers_speakers(make_ensembles(kind), c, torch.tensor([[0.2, 0.5, -0.1]]))]
 
 
+class AsItIs(Standardisation):
+    """Leaves inputs, which the tests draw model-ready, as they are; targets have mean 3 and -1, deviation 2 and 1."""
+
+    def apply(self, name: str, modality: Modality, raw: Tensor) -> Tensor:
+        return raw
+
+
+READY = AsItIs({LABELS: Moments(np.full(2, 9.0), np.array([3.0, -1.0]), np.array([4.0, 1.0]))})
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_visit_is_predicted_for_every_pattern_that_it_can_form(kind: TaskType) -> None:
     task = make_task(kind, THREE)
     cohort = make_cohort(task, 25)
-    found = predict_patterns(cohort, speakers_of(kind))
+    found = predict_patterns(cohort, speakers_of(kind), READY)
     assert list(found.columns) == ["row", "patient", "pattern", "model", "output", "score", "label"]
-    assert found["score"].between(0, 1).all()
+    assert kind == "regression" or found["score"].between(0, 1).all()
     for pattern in [None, *patterns(THREE)]:
         part = found[found["pattern"] == (pattern_name(pattern) if pattern else "all")]
         at = [k for k, m in enumerate(THREE) if pattern and m in pattern]
@@ -73,17 +85,19 @@ def test_scores_and_labels_are_those_of_the_patients(kind: TaskType) -> None:
     task = make_task(kind, THREE)
     cohort = make_cohort(task, 25)
     speakers = speakers_of(kind)
-    found = predict_patterns(cohort, speakers)
+    found = predict_patterns(cohort, speakers, READY)
     part = found[(found["pattern"] == "all") & (found["model"] == "student")]
     scores, labels = arrays_of(part, task)
-    assert np.allclose(scores, probabilities(kind, speakers[0].logits(cohort.batch())).detach().numpy(), atol=1e-6)
+    said = speakers[0].logits(cohort.batch()).detach()
+    expected = said * torch.tensor([2, 1]) + torch.tensor([3, -1]) if kind == "regression" else probabilities(kind, said)
+    assert np.allclose(scores, expected.numpy(), atol=1e-6)
     assert labels.tolist() == cohort.labels.tolist()
 
 
 def test_a_masked_pattern_is_predicted_without_the_others() -> None:
     cohort = make_cohort(make_task("binary", THREE), 25, complete=True)
     speakers = speakers_of("binary")
-    found = predict_patterns(cohort, speakers)
+    found = predict_patterns(cohort, speakers, READY)
     part = found[(found["pattern"] == "labs+note") & (found["model"] == "student")]
     without = {m: x if m != "admission" else torch.full_like(x, torch.nan) for m, x in cohort.inputs.items()}
     present = cohort.present & torch.tensor([False, True, True])
@@ -114,7 +128,7 @@ def test_teachers_do_not_speak_together_while_a_modality_has_none() -> None:
 
 def test_without_patients_there_are_no_predictions_and_nothing_to_release() -> None:
     task = make_task("binary", THREE)
-    found = predict_patterns(make_cohort(task, 10).part("nowhere"), speakers_of("binary"))
+    found = predict_patterns(make_cohort(task, 10).part("nowhere"), speakers_of("binary"), READY)
     assert len(found) == 0
     assert released_rows(found, task, 5) == ([], 0)
 
@@ -177,3 +191,11 @@ def test_cells_are_withheld_one_by_one() -> None:
     rows, withheld = released_rows(predictions, make_task(), 5)
     assert {r["pattern"] for r in rows} == {"all"}
     assert withheld == 1
+
+
+@pytest.mark.parametrize(("visits", "told"), [(5, True), (4, False)])
+def test_numbers_are_withheld_by_visits_alone(visits: int, told: bool) -> None:
+    task = make_task("regression")
+    rows, withheld = released_rows(frame(task.outputs, [[k, 1] for k in range(visits)]), task, 5)
+    assert withheld == (not told)
+    assert {r["metric"] for r in rows} == ({"mae", "rmse", "r2", "mae:0", "mae:1", "rmse:0", "rmse:1", "r2:0"} if told else set())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from common.data.standardise import CLIP, Moments, Standardisation, moments, pool, table_columns, visits_behind
-from common.task import Feature, Modality
-from tests.common.samples import MODALITIES
+from common.data.standardise import (
+    CLIP,
+    Moments,
+    Standardisation,
+    moments,
+    pool,
+    table_columns,
+    target_moments,
+    visits_behind,
+)
+from common.task import LABELS, Feature, Modality
+from tests.common.samples import MODALITIES, make_cohort, make_task
 
 TABLE = Modality("table", {"a": Feature(), "b": Feature()})
 SERIES = Modality("series", {"a": Feature(), "b": Feature()}, steps=3)
@@ -178,3 +189,42 @@ def test_the_moments_of_no_patient_are_zero() -> None:
         shape = {"table": (0, table_columns(modality)), "series": (0, 6, 2), "text": (0, 8), "image": (0, 1, 8, 8)}[modality.kind]
         found = moments(modality, torch.zeros(shape, dtype=torch.int64 if name == "note" else torch.float32))
         assert not (found.count.any() or found.mean.any() or found.variance.any())
+
+
+# Targets of a regression.
+
+
+def test_targets_are_standardised_and_outcomes_are_what_they_were() -> None:
+    task = replace(make_task("regression"), log=("cost",))
+    labels = torch.tensor([[1.0, 0.0], [3.0, np.e - 1], [5.0, np.e**2 - 1]])
+    found = Standardisation({LABELS: target_moments(task, labels)})
+    assert found.moments[LABELS].mean.tolist() == pytest.approx([3, 1])
+    assert found.moments[LABELS].variance.tolist() == pytest.approx([8 / 3, 2 / 3])
+    targets = found.targets(task, labels)
+    assert targets.dtype == torch.float32
+    step = (3 / 2) ** 0.5
+    assert targets.T.flatten().tolist() == pytest.approx([-step, 0, step] * 2, abs=1e-6)
+    assert found.outcomes(task, targets).flatten().tolist() == pytest.approx(labels.flatten().tolist(), abs=1e-6)
+
+
+def test_a_target_that_never_varies_and_one_that_nobody_tells_keep_their_unit() -> None:
+    task = make_task("regression")
+    found = Standardisation({LABELS: Moments(np.array([9.0, 0.0]), np.array([4.0, 0.0]), np.zeros(2))})
+    assert found.targets(task, torch.tensor([[5.0, 7.0]])).tolist() == [[1.0, 7.0]]
+    assert found.outcomes(task, torch.tensor([[1.0, 7.0]])).tolist() == [[5.0, 7.0]]
+
+
+def test_classes_stay_as_they_are() -> None:
+    labels = torch.tensor([[1.0], [0.0]])
+    assert Standardisation({}).targets(make_task("binary"), labels) is labels
+
+
+def test_a_cohort_tells_its_targets_like_a_feature_and_an_unlabelled_one_nothing() -> None:
+    cohort = make_cohort(make_task("regression", ["labs"]), 40)
+    train = cohort.part("train")
+    told = cohort.moments()[LABELS]
+    assert told.count.tolist() == [len(train)] * 2
+    assert told.mean == pytest.approx(train.labels.double().mean(0).numpy())
+    assert cohort.moments_told(len(train) + 1)[LABELS].count.tolist() == [0, 0]
+    assert replace(cohort, labelled=False).moments()[LABELS].count.tolist() == [0, 0]
+    assert LABELS not in make_cohort(make_task("binary", ["labs"]), 40).moments()

@@ -25,9 +25,13 @@ TEXT = MODALITIES["note"]
         ({"modalities": {"a.b": TEXT}}, "'a.b' is no name"),
         ({"modalities": {"a/b": TEXT}}, "'a/b' is no name"),
         ({"modalities": {"a+b": TEXT}}, "is no name"),
-        ({"modalities": {"all": TEXT}}, "neither 'all' nor 'fusion'"),
-        ({"modalities": {"fusion": TEXT}}, "neither 'all' nor 'fusion'"),
-        ({"type": "regression"}, "'binary'"),
+        ({"modalities": {"all": TEXT}}, "not 'all', 'fusion' or 'labels'"),
+        ({"modalities": {"fusion": TEXT}}, "not 'all', 'fusion' or 'labels'"),
+        ({"modalities": {"labels": TEXT}}, "not 'all', 'fusion' or 'labels'"),
+        ({"type": "ranking"}, "'binary'"),
+        ({"units": {"a": "d"}}, "a regression task only"),
+        ({"type": "regression", "units": {"b": "d"}}, "a regression task only"),
+        ({"type": "regression", "log": ("b",)}, "a regression task only"),
     ],
 )
 def test_a_task_that_cannot_be_is_refused(fields: dict[str, Any], text: str) -> None:

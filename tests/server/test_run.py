@@ -129,14 +129,17 @@ def test_without_a_reference_set_the_sites_make_student_and_weights(own: Path, t
 
 
 def relabel(sites: Path, outputs: dict[str, str]) -> None:
-    """Gives every visit two more labels: a second output, and one of three classes."""
+    """Gives every visit more labels: a second output, one of three classes, and a number."""
     for file in sites.glob(f"*/{FILE_NAME}"):
         manifest = yaml.safe_load(file.read_text(encoding="utf-8"))
         path = file.parent / manifest["patients"]
         table = pd.read_csv(path)
         known = table[manifest["labels"]["deterioration"]]
         second = np.arange(len(table)) % 2
-        table = table.assign(second=second, stage=np.where(known == 1, "late", np.where(second == 1, "middle", "early")))
+        days = np.exp(2 * known + second)
+        table = table.assign(
+            second=second, days=days, stage=np.where(known == 1, "late", np.where(second == 1, "middle", "early"))
+        )
         table.to_csv(path, index=False)
         manifest["labels"] = {k: v or manifest["labels"]["deterioration"] for k, v in outputs.items()}
         file.write_text(yaml.safe_dump(manifest), encoding="utf-8")
@@ -148,6 +151,7 @@ def relabel(sites: Path, outputs: dict[str, str]) -> None:
     [
         ({"class": "stage"}, ["task.type=multiclass", "task.outputs=[early,middle,late]", "weights.per_output=true"]),
         ({"deterioration": "", "second": "second"}, ["task.type=multilabel", "task.outputs=[deterioration,second]"]),
+        ({"days": "days", "second": "second"}, ["task.type=regression", "task.outputs=[days,second]", "+task.log=[days]"]),
     ],
 )
 def test_tasks_with_several_outputs_go_all_the_way(
@@ -163,6 +167,9 @@ def test_tasks_with_several_outputs_go_all_the_way(
     assert state.evaluation
     assert {w["output"] for w in state.weights} == ({*outputs} if "class" in labels else {None})
     assert any(w["omega"] for w in state.weights if w["phase"] == "refining")
+    numbers = "days" in labels
+    assert ("labels" in state.standardisation()) == numbers and (state.prior == [0.0] * len(outputs)) == numbers
+    assert {r["metric"] for r in state.evaluation} >= ({"mae", "r2", "rmse:1"} if numbers else {"accuracy"})
 
 
 def test_with_uniform_weights_omega_stays_where_it_is(tiny: Path, tmp_path: Path) -> None:

@@ -8,13 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from common.arrays import read_arrays
+from common.config import load_config
+from common.data.cohort import concatenate
+from common.evaluation.predictions import predict_patterns
 from server.record import Record
 from server.run import read_config
 from simulations.ablations import Ablation
+from simulations.baselines import median, open_consortium, ridge
 from simulations.benchmarks.base import Benchmark, Split
 from simulations.cells import methods
 from simulations.consortium import write_tiny
@@ -30,6 +35,10 @@ def prepare(folder: Path, split: Split) -> dict[str, Any]:
 TINY = Benchmark("tiny", "two hospitals", "tiny", "generated", "tiny consortium", "binary", (), prepare, tuple(methods()))
 
 
+OF_NUMBERS = {"median", "ridge"}
+NUMBERS = ("task.type=regression", "+task.log=[deterioration]")  # 0 and 1 are numbers, too
+
+
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
     """A run directory whose sites are prepared."""
@@ -39,16 +48,50 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
     return work
 
 
-@pytest.mark.parametrize("method", methods())
+@pytest.mark.parametrize("method", sorted({*methods()} - OF_NUMBERS))
 def test_every_method_can_be_tried_with_short_training(work: Work, method: str) -> None:
     job = Job(method, 0, 0)
     work.run(job)
-    cell = load_cell(work.cell(job))
+    cell = load_cell(work.cell(job), "binary")
     assert (cell.method, cell.seed, cell.fold) == (method, 0, 0)
     assert set(cell.predictions["site"]) == {"alder", "birch"}
     assert cell.curves and max(max(c["round"], c.get("step", 0)) for c in cell.curves) <= 2
     phases = {c["phase"] for c in cell.curves}
     assert ("refining" in phases) == method.startswith("student")
+
+
+def test_baselines_of_numbers_are_refused_elsewhere(work: Work) -> None:
+    job = Job("ridge", 0, 0)
+    work.run(job)
+    assert "leave them out of a benchmark whose task is no regression" in str(work.fault(job))
+
+
+@pytest.mark.parametrize("method", ["student", "fedavg", "local", "central", "median", "ridge"])
+def test_every_method_predicts_numbers(work: Work, tmp_path: Path, method: str) -> None:
+    benchmark = replace(TINY, task_type="regression", overrides={method: NUMBERS})
+    shutil.copytree(work.folder / "sites", tmp_path / "sites")
+    job = Job(method, 0, 0)
+    numbers = replace(work, benchmark=benchmark, folder=tmp_path)
+    numbers.run(job)
+    cell = load_cell(numbers.cell(job), "regression")
+    assert set(cell.predictions["label"]) == {0.0, 1.0}
+    assert cell.predictions["score"].between(-5, 5).all() and cell.parameters
+
+
+def test_the_median_is_that_of_the_pooled_patients_and_ridge_regression_finds_what_tells_the_number(work: Work) -> None:
+    consortium = open_consortium(work.sites(Job("ridge", 0, 0).split), load_config("tiny", NUMBERS))
+    training = concatenate(c for _, c in sorted(consortium.training.items()))
+    age = training.inputs["admission"][:, :1].nan_to_num(60.0)
+    numbers = replace(consortium, training={"a": replace(training, labels=age)})
+    site, test = max(consortium.testing.items(), key=lambda place: len(place[1].holding("admission")))
+    said = {}
+    for baseline in (median, ridge):
+        speaker, scaling = baseline(numbers).speaker(site)
+        found = predict_patterns(test, [speaker], scaling)
+        said[baseline] = found[found["pattern"] == "admission"]["score"].to_numpy()
+    truth = test.holding("admission").inputs["admission"][:, 0].numpy()
+    assert said[median] == pytest.approx(np.full(len(truth), age.median().item()), rel=0.01)
+    assert np.corrcoef(said[ridge], truth)[0, 1] > 0.9
 
 
 def run(work: Work, method: str) -> Path:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
-from common.config import SplitConfig
+from common.config import SplitConfig, load_config
 from common.data.folder import open_cohort
 from common.data.manifest import check_against_task, load_manifest
 from common.errors import ConsiliumError
@@ -283,6 +283,28 @@ def test_seed_and_fold_decide_the_reference_and_the_masks(stays, written, tmp_pa
     assert set(patients_of(tmp_path / "other", "test-")["visit"]) == set(patients_of(folder, "test-")["visit"])
     assert set(patients_of(tmp_path / "other", "reference")["visit"]) != set(patients_of(folder, "reference")["visit"])
     assert other["sites"] != first["sites"]
+
+
+@needs_data
+def test_the_remaining_days_are_a_label_of_the_same_patients_at_the_same_sites(stays, written, tmp_path):
+    folder, _ = written
+    days = load_config("eicu-los").task
+    eicu.write_sites(stays, tmp_path / "los", fold=1, seed=3, label="los")
+    hours = pd.read_csv(ROOT / "patient.csv.gz").astype({"patientunitstayid": str})
+    hours = hours.set_index("patientunitstayid")["unitdischargeoffset"] / 60
+    for path in sorted(folder.iterdir())[::4]:
+        manifest = load_manifest(tmp_path / "los" / path.name)
+        check_against_task(manifest, days)
+        ours, theirs = (pd.read_parquet(root / path.name / "patients.parquet") for root in (tmp_path / "los", folder))
+        assert "death" not in ours
+        pd.testing.assert_frame_equal(ours.drop(columns="los"), theirs.drop(columns="death"))
+        assert np.allclose(ours["los"], (ours["visit"].map(hours) - 24) / 24) and ours["los"].min() >= 0
+        assert open_cohort(tmp_path / "los" / path.name, manifest, days, SplitConfig(), seed=0).findings == ()
+
+
+def test_both_benchmarks_read_the_same_modalities(task):
+    days = load_config("eicu-los").task
+    assert (days.modalities, days.type, days.units, days.log) == (task.modalities, "regression", {"los": "d"}, ("los",))
 
 
 @needs_data

@@ -56,7 +56,7 @@ def accuracy(consortium: Consortium, trained: Trained, pattern: str) -> float:
     found = []
     for site, cohort in consortium.testing.items():
         speaker, scaling = trained.speaker(site)
-        found.append(predict_patterns(cohort.standardised(scaling), [speaker]))
+        found.append(predict_patterns(cohort, [speaker], scaling))
     rows = pd.concat(found)
     rows = rows[rows["pattern"] == pattern]
     scores, labels = (rows[c].to_numpy().reshape(-1, 3) for c in ("score", "label"))

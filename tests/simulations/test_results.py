@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 from pydantic import ValidationError
-from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_score
+from sklearn.metrics import accuracy_score, average_precision_score, mean_absolute_error, roc_auc_score
 
 from common.errors import ConsiliumError
 from common.evaluation.results import Results, Row, load_results
@@ -136,6 +136,23 @@ def test_our_student_is_compared_with_every_method_and_with_the_best_teacher_of_
     assert against.ci95[0] < against.difference < against.ci95[1]
 
 
+def test_where_lower_is_better_the_best_teacher_is_the_lowest(drawn: dict[str, Figure], tmp_path: Path) -> None:
+    benchmark = dataclasses.replace(fakes.BENCHMARK, task_type="regression", metrics=("mae", "r2"), published=())
+    found = build([c for c in all_cells() if c.method in ("student", "teachers")], benchmark=benchmark)
+    errors = {m: row_of(found, method=f"teacher:{m}", metric="mae").mean for m in fakes.SIGNAL}
+    frame = by_hand("student", "all", 0)
+    first = mean_absolute_error(frame["label"], frame["score"])
+    assert row_of(found, method="student", pattern="all", metric="mae").mean == pytest.approx(first, rel=0.1)
+    best = {c.pattern: c.b for c in found.comparisons if c.pattern != "all"}
+    assert best["labs+vitals"] == f"teacher:{min(('labs', 'vitals'), key=lambda m: errors[m])}"
+    draw_figures(found, [], tmp_path)
+    assert "MAE (lower is better)" in words(drawn["patterns-mae"])
+    assert "R² (higher is better)" in words(drawn["patterns-r2"])
+    bold = {t.get_text().rstrip(" ≈") for t in drawn["patterns-mae"].findobj(Text) if t.get_fontweight() == "bold"}
+    whole = [r.mean for r in rows_of(found, pattern="labs", metric="mae") if "/" not in r.method]
+    assert f"{min(whole):.3f}" in bold and f"{max(whole):.3f}" not in bold
+
+
 def test_a_teacher_of_fewer_patients_is_compared_on_its_patients(results: Results) -> None:
     (found,) = [c for c in results.comparisons if (c.pattern, c.b, c.metric) == ("all", "teacher:notes", "auroc")]
     differences = []
@@ -231,7 +248,7 @@ def test_results_survive_the_file_and_nothing_else_fits_the_schema(results: Resu
 
 def test_a_cell_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     fakes.write_cell(tmp_path, "student", 1, 0)
-    cell = load_cell(tmp_path)
+    cell = load_cell(tmp_path, "binary")
     assert (cell.method, cell.seed, cell.fold, cell.parameters) == ("student", 1, 0, 1000)
     pd.testing.assert_frame_equal(cell.predictions, fakes.predictions("student", 1, 0), check_dtype=False)
 
@@ -250,18 +267,18 @@ def test_predictions_that_are_none_make_the_cell_unusable(tmp_path: Path, change
     fakes.write_cell(tmp_path, "student", 0, 0)
     change(pd.read_parquet(tmp_path / "predictions.parquet")).to_parquet(tmp_path / "predictions.parquet")
     with pytest.raises(ConsiliumError, match=message):
-        load_cell(tmp_path)
+        load_cell(tmp_path, "binary")
 
 
 def test_a_cell_without_its_files_or_with_a_failure_is_not_finished(tmp_path: Path) -> None:
     with pytest.raises(ConsiliumError, match="resumes"):
-        load_cell(tmp_path)
+        load_cell(tmp_path, "binary")
     (tmp_path / "cell.json").write_text(json.dumps({"status": "failed", "reason": "out of coffee"}))
     with pytest.raises(ConsiliumError, match="out of coffee"):
-        load_cell(tmp_path)
+        load_cell(tmp_path, "binary")
     (tmp_path / "cell.json").write_text(json.dumps({"status": "finished"}))
     with pytest.raises(ConsiliumError, match="cannot be used"):
-        load_cell(tmp_path)
+        load_cell(tmp_path, "binary")
 
 
 def test_figures_are_drawn_for_patterns_weights_and_curves(results: Results, tmp_path: Path) -> None:

@@ -1,0 +1,31 @@
+"""Remaining days in the unit, real ICU patients of real hospitals: the eICU demo, first 24 h, hospital-grouped folds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from simulations.benchmarks import eicu_mortality
+from simulations.benchmarks.base import Benchmark, Split
+
+
+def prepare(folder: Path, split: Split) -> dict[str, Any]:
+    """Writes one fold as hospitals; see :data:`simulations.benchmarks.base.Prepare`."""
+    return eicu_mortality.prepare(folder, split, label="los")
+
+
+BENCHMARK = Benchmark(
+    name="eicu-los",
+    title="Remaining days in the ICU after its first 24 h, from these: hourly series, APACHE table, diagnoses and history",
+    experiment="eicu-los",
+    data=eicu_mortality.BENCHMARK.data,
+    data_version=eicu_mortality.BENCHMARK.data_version,
+    task_type="regression",
+    modalities=eicu_mortality.BENCHMARK.modalities,
+    prepare=prepare,
+    methods=(*eicu_mortality.METHODS, "ridge", "median"),
+    folds=5,
+    variants=(None, "hospital-sites"),
+    metrics=("mae", "rmse", "r2"),
+    ablations=eicu_mortality.BENCHMARK.ablations,
+)
