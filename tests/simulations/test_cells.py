@@ -79,7 +79,7 @@ def test_every_method_predicts_numbers(work: Work, tmp_path: Path, method: str) 
 
 
 def test_the_median_is_that_of_the_pooled_patients_and_ridge_regression_finds_what_tells_the_number(work: Work) -> None:
-    consortium = open_consortium(work.sites(Job("ridge", 0, 0).split), load_config("tiny", NUMBERS))
+    consortium = open_consortium(work.sites(work.split(Job("ridge", 0, 0))), load_config("tiny", NUMBERS))
     training = concatenate(c for _, c in sorted(consortium.training.items()))
     age = training.inputs["admission"][:, :1].nan_to_num(60.0)
     numbers = replace(consortium, training={"a": replace(training, labels=age)})
