@@ -125,7 +125,8 @@ def released_rows(predictions: pd.DataFrame, task: Task, least: int) -> tuple[li
 
     A cell (speaker, pattern) is withheld if it rests on fewer than ``least`` visits, or on fewer events or non-events of any
     output (a regression has none): a metric on a handful of patients tells about them. Where that is a single pattern, the next
-    smallest is withheld with it: the visits (and events) of ``all`` and of every pattern but one tell those of the one, by inclusion and exclusion.
+    smallest is withheld with it: the visits (and events) of ``all`` and of every pattern but one tell those of the one, by
+    inclusion and exclusion.
 
     What is not guarded: two patterns that are told, of which one is part of the other, differ by the visits that hold only the
     one. Where these are few, their number is the difference of ``n``, and since metrics are told in full their events can often
