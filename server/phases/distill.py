@@ -13,7 +13,7 @@ def distill(run: Run) -> None:
     """Distils on the reference set; without one, the student starts untrained and learns in refine."""
     reference = run.reference
     if reference is None or not len(reference):
-        if run.config.refine.rounds == 0:
+        if run.config.refine.rounds == 0 and run.config.distill.epochs > 0:  # without either, only teachers are asked for
             raise RunFailed("nothing would train the student: there is no reference set, and refine.rounds = 0. Set one of them")
         student, adam = new_student(run.config, run.prior), {}
         calibration = initial_calibration(run.config.task, run.prior, scale=run.config.distill.scale)

@@ -1,0 +1,46 @@
+"""Heart disease at four real centres, one table each: FLamby's protocol. One modality: a smoke test of the plumbing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from common.errors import ConsiliumError
+from simulations.benchmarks.base import Benchmark, Published, Split
+from simulations.datasets import uci_heart
+from simulations.datasets.files import data_folder
+
+TUNED: dict[str, tuple[str, ...]] = {}
+"""Chosen for each on inner folds of the training rows: docs/looks.md."""
+
+
+def prepare(folder: Path, split: Split) -> dict[str, Any]:
+    """Writes the four centres, the same ones for every seed; see :data:`simulations.benchmarks.base.Prepare`.
+
+    Raises:
+        ConsiliumError: If a reference set is asked for: the protocol has none.
+    """
+    if split.reference:
+        raise ConsiliumError("heart-disease has no reference set: its students learn in refine alone.")
+    return uci_heart.write_sites(uci_heart.load(data_folder(uci_heart.FOLDER, uci_heart.HOW_TO_GET)), folder)
+
+
+FLAMBY = "FLamby's results, pooled test, five seeds of training"
+BENCHMARK = Benchmark(
+    name="heart-disease",
+    title="Heart disease from ten clinical features, four real centres: FLamby's rows and test rows",
+    experiment="heart-disease",
+    data="real",
+    data_version="UCI Heart Disease, processed files of four centres",
+    task_type="binary",
+    modalities=("table",),
+    prepare=prepare,
+    methods=("student", "teachers", "fedavg", "local", "central"),
+    overrides=TUNED,
+    metrics=("accuracy", "auroc", "auprc", "f1"),
+    published=(
+        Published("FLamby, FedAvg", "accuracy", 0.748, "published", FLAMBY + ", sd .027", n=254),
+        Published("FLamby, best federated strategy (Cyclic)", "accuracy", 0.785, "published", FLAMBY, n=254),
+        Published("FLamby, pooled", "accuracy", 0.795, "published", FLAMBY + ", sd .003", n=254),
+    ),
+)
