@@ -24,7 +24,7 @@ from rich.console import Console
 from common.arrays import write_json
 from common.errors import ConsiliumError, nearest
 from common.evaluation.results import load_results
-from simulations.benchmarks.base import Benchmark, get
+from simulations.benchmarks.base import CUSTOM, Benchmark, get
 from simulations.figures import draw_figures
 from simulations.results import Cell, load_cell
 from simulations.scores import build_results
@@ -47,6 +47,7 @@ class Plan:
         debug: Whether training is cut short.
         runtime: ``inproc`` or ``flwr``.
         code: Digest of the project's code and configuration: cells of two versions never share a table.
+        source: Digest of what the user defined the benchmark by, if so.
     """
 
     benchmark: str
@@ -57,6 +58,7 @@ class Plan:
     debug: bool
     runtime: str
     code: str
+    source: str = ""
 
     def jobs(self) -> list[Job]:
         """Returns every cell, those of one split beside each other, students last: they begin behind a teach phase."""
@@ -93,7 +95,7 @@ def newest_finished(name: str, out: Path | None = None) -> Path:
     Raises:
         ConsiliumError: If there is none, or no such benchmark.
     """
-    home = runs_root(out) / get(name).name
+    home = runs_root(out) / (name if name == CUSTOM else get(name).name)
     for folder in _run_folders(home):
         if _is_finished(folder):
             return folder
@@ -101,7 +103,7 @@ def newest_finished(name: str, out: Path | None = None) -> Path:
 
 
 def run(
-    name: str,
+    wanted: str | Benchmark,
     *,
     seeds: int | None = None,
     only: Sequence[str] = (),
@@ -116,7 +118,7 @@ def run(
     """Runs a benchmark, or resumes the newest unfinished run with the same plan.
 
     Args:
-        name: Name of the benchmark.
+        wanted: The benchmark, or its name.
         seeds: Number of seeds; the benchmark's own number by default.
         only: Methods to run; all by default.
         debug: One seed, the first fold, short training: to see whether it works, not how well.
@@ -133,20 +135,22 @@ def run(
     Raises:
         ConsiliumError: If the benchmark, a method or the variant is unknown, or its data cannot be prepared.
     """
-    benchmark = get(name)
+    benchmark = get(wanted) if isinstance(wanted, str) else wanted
     plan = make_plan(benchmark, seeds=seeds, only=only, debug=debug, runtime=runtime, variant=variant)
-    with _open_run(plan, runs_root(out) / name) as folder:
+    with _open_run(plan, runs_root(out) / benchmark.name) as folder:
         work = Work(benchmark, folder, variant, runtime, debug, run_cell)
         run_jobs(work, plan.jobs(), workers or (1 if runtime == "flwr" else os.cpu_count() or 1), console or Console())
         cells, missing = _collect(plan, work)
+        prepared = [work.prepared(job.split) for job in plan.jobs() if job.method == plan.methods[0]]
+        about = {"title": benchmark.title, "runtime": runtime, "debug": debug, "code": plan.code, "missing": missing}
         results = build_results(
             benchmark,
             cells,
             seeds=plan.seeds,
             folds=plan.folds,
             variant=variant,
-            prepared=[work.prepared(job.split) for job in plan.jobs() if job.method == plan.methods[0]],
-            run={"title": benchmark.title, "runtime": runtime, "debug": debug, "code": plan.code, "missing": missing},
+            prepared=prepared,
+            run=about | {"warnings": list(dict.fromkeys(w for said in prepared for w in said.get("warnings", ())))},
         )
         draw_figures(results, cells, folder / "figures")
         write_json(folder / "results.json", results.model_dump(mode="json"))
@@ -176,6 +180,7 @@ def make_plan(
         debug=debug,
         runtime=runtime,
         code=code_digest(),
+        source=benchmark.source,
     )
 
 

@@ -16,6 +16,9 @@ import simulations.benchmarks
 from common.errors import ConsiliumError, nearest
 from common.task import TaskType
 
+CUSTOM = "custom"
+"""Name of the benchmark that is made of the user's own task and sites (``simulations.custom``); no module here has it."""
+
 Mark = Literal["published", "second-hand", "not found", "measured"]
 
 Prepare = Callable[[Path, int, int, str | None, bool], dict[str, Any]]
@@ -26,7 +29,8 @@ Prepare = Callable[[Path, int, int, str | None, bool], dict[str, Any]]
 * ``n``: role (``train``, ``reference``, ``test``; ``hospitals`` if they train and test) -> what (stays, patients, deaths, sites
   ...) -> how many in this fold;
 * ``exclusions``: reason -> how many it removed from the data set, the same for every seed and fold;
-* ``data_checksum``: hex digest of what was read and how it was split.
+* ``data_checksum``: hex digest of what was read and how it was split;
+* ``warnings``, if there are any: what people should know of the data, one sentence each.
 
 It raises ``ConsiliumError`` if the data are not there, and holds no state: it runs in a process of its own.
 """
@@ -79,6 +83,7 @@ class Benchmark:
         overrides: Method -> Hydra overrides of the experiment, so that a baseline is trained as well as the student is.
         metrics: Metrics in the order of the table, the main one first.
         published: Figures of others.
+        source: Digest of what the user defined it by, so that runs of two such benchmarks are told apart.
     """
 
     name: str
@@ -96,6 +101,7 @@ class Benchmark:
     overrides: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     metrics: tuple[str, ...] = ("auroc", "auprc", "accuracy", "f1")
     published: tuple[Published, ...] = ()
+    source: str = ""
 
 
 def benchmarks() -> dict[str, Benchmark]:
