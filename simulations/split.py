@@ -97,7 +97,7 @@ def split_table(table: Path, task_file: Path, out: Path, wish: Wish) -> pd.DataF
         labels = _labels(task, wish.labels, frame)
         frame = frame[frame[list(labels.values())].notna().all(axis=1)].reset_index(drop=True)
         return _write(frame, task, labels, out, wish)
-    except ConsiliumError:
+    except BaseException:
         if new:
             task_file.unlink()
         raise
@@ -146,7 +146,7 @@ def _write(frame: pd.DataFrame, task: Task, labels: Mapping[str, str], out: Path
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     told = []
-    for site in sorted(set(place)):
+    for site in map(str, sorted(set(place))):
         mine = frame[place == site]
         present = dict(zip(columns, held[place == site].sum(0).tolist(), strict=True))
         modalities = {m: {"kind": "table", "variables": SAME} for m, number in present.items() if number}
