@@ -21,6 +21,7 @@ from common.evaluation.results import Comparison, Results, Row, load_results
 from simulations import bench
 from simulations.benchmarks.base import CUSTOM, Benchmark, benchmarks, get
 from simulations.custom import custom_benchmark
+from simulations.fetch import fetch
 from simulations.figures import NAMES
 from simulations.split import split_command
 
@@ -84,6 +85,15 @@ def _wanted(name: str, task: Path | None, sites: Path | None, settings: Sequence
 
 
 app.command("split")(split_command)
+
+
+@app.command("fetch")
+def fetch_data(
+    name: Annotated[str, typer.Argument(help="Data set; a name that is none lists them.")],
+    to: Annotated[Path | None, typer.Option(metavar="DIR", help="Where its folder is made; CONSILIUM_DATA by default.")] = None,
+) -> None:
+    """Gets an open data set from its official home and checks it."""
+    fetch(name, to, typer.echo)
 
 
 @app.command("table")
