@@ -24,8 +24,9 @@ from common.data.manifest import (
     check_against_task,
     hospital_folders,
     load_manifest,
+    reference_folder,
 )
-from common.data.quality import shared_patients, warnings
+from common.data.quality import column_warnings, shared_patients
 from common.errors import ConsiliumError
 from common.task import TaskType
 from simulations.baselines import Consortium, open_consortium
@@ -119,7 +120,7 @@ class Prepare:
 def source_checksum(task: Path, sites: Path) -> str:
     """Returns the SHA-256 of a task file and of every file of the sites, by content, without the sites' own ``.consilium``."""
     digest = hashlib.sha256(task.read_bytes())
-    for place in hospital_folders(sites) + [sites / REFERENCE_FOLDER]:
+    for place in (*hospital_folders(sites), *reference_folder(sites)):
         for file in sorted(f for f in place.rglob("*") if f.is_file() and OWN_FOLDER not in f.relative_to(place).parts):
             digest.update(f"\0{file.relative_to(sites).as_posix()}\0".encode())
             with file.open("rb") as content:
@@ -133,14 +134,12 @@ def _manifests(sites: Path) -> dict[Path, Manifest]:
     Raises:
         ConsiliumError: If there is none, one is refused, or two sites have one name.
     """
-    folders = hospital_folders(sites)
+    folders = [*hospital_folders(sites), *reference_folder(sites)]
     if not folders:
         raise ConsiliumError(
             f"{sites} holds no site: no folder in it has a {FILE_NAME}. Name the folder that holds one folder per site, or make "
             "sites of one table with: consilium-bench split"
         )
-    if (sites / REFERENCE_FOLDER / FILE_NAME).is_file():
-        folders.append(sites / REFERENCE_FOLDER)
     found = {folder: load_manifest(folder) for folder in folders}
     twice = [name for name, number in Counter(m.site for m in found.values()).items() if number > 1]
     if twice:
@@ -207,5 +206,5 @@ def _silent(folder: Path, consortium: Consortium) -> list[str]:
     found = []
     for place, manifest in _manifests(folder).items():
         site = REFERENCE_FOLDER if place.name == REFERENCE_FOLDER else manifest.site
-        found += [f"{site}/{finding}" for finding in warnings(place, manifest, opened[site])] if site in opened else []
+        found += [f"{site}/{finding}" for finding in column_warnings(place, manifest, opened[site])] if site in opened else []
     return found

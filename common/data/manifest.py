@@ -144,6 +144,11 @@ def hospital_folders(sites: Path) -> list[Path]:
     return sorted(p.parent for p in sites.glob(f"*/{FILE_NAME}") if p.parent.name != REFERENCE_FOLDER)
 
 
+def reference_folder(sites: Path) -> list[Path]:
+    """Returns the reference set's folder of a sites folder, if there is one."""
+    return [sites / REFERENCE_FOLDER] if (sites / REFERENCE_FOLDER / FILE_NAME).is_file() else []
+
+
 def load_manifest(path: Path, name: str | None = None) -> Manifest:
     """Reads and checks a manifest.
 

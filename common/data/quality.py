@@ -23,7 +23,7 @@ FEWEST = 2
 """Visits that must hold a modality before its columns are judged."""
 
 
-def warnings(folder: Path, manifest: Manifest, cohort: Cohort) -> tuple[Finding, ...]:
+def column_warnings(folder: Path, manifest: Manifest, cohort: Cohort) -> tuple[Finding, ...]:
     """Returns the columns of tables and series in which all visits are empty or equal; no visit is left out for that.
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gzip
 import hashlib
+import io
 import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -137,17 +138,21 @@ def test_every_open_data_set_is_known_by_https_and_can_be_checked(data_root: Pat
 
 
 def test_the_spoken_digits_are_packed_again_without_the_commit_in_their_names(
-    served: tuple[Path, str], tmp_path: Path, data_root: Path
+    served: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home, url = served
-    kept = data_root / "avmnist" / official.FSDD_FILE
-    if not kept.is_file():
-        pytest.skip("CONSILIUM_DATA holds no spoken digits")
-    with tarfile.open(kept) as source, tarfile.open(home / "archive.tar.gz", "w:gz") as archive:
-        for member in source:
-            content = source.extractfile(member)
-            member.name = member.name.replace(official.FSDD_FOLDER, f"{official.FSDD_FOLDER}-{official.FSDD_COMMIT}")
-            archive.addfile(member, content)
+    top, listed = f"{official.FSDD_FOLDER}-{official.FSDD_COMMIT}", ""
+    with tarfile.open(home / "archive.tar.gz", "w:gz") as archive:
+        for name in ("README.md", "recordings/1_theo_0.wav", "recordings/0_theo_0.wav"):
+            member = tarfile.TarInfo(f"{top}/{name}")
+            member.size = len(name)
+            archive.addfile(member, io.BytesIO(name.encode()))
     recordings = replace(official.AVMNIST.files[-1], url=f"{url}/archive.tar.gz")
     digits = replace(official.AVMNIST, files=(recordings,))
-    fetch_data(digits, tmp_path / "data", print)
+    with pytest.raises(ConsiliumError, match="does not hold the recordings of commit 26eb9aaf76e8"):
+        fetch_data(digits, tmp_path / "data", print)
+    for name in ("recordings/0_theo_0.wav", "recordings/1_theo_0.wav"):
+        listed += f"{hashlib.sha256(name.encode()).hexdigest()}  {official.FSDD_FOLDER}/{name}\n"
+    monkeypatch.setattr(official, "FSDD_SHA256", hashlib.sha256(listed.encode()).hexdigest())
+    with tarfile.open(fetch_data(digits, tmp_path / "data", print) / official.FSDD_FILE) as kept:
+        assert kept.getnames() == [f"{official.FSDD_FOLDER}/recordings/{n}_theo_0.wav" for n in (0, 1)]
