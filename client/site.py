@@ -26,6 +26,7 @@ from common.data.cohort import Cohort, Finding
 from common.data.folder import open_cohort
 from common.data.ingest.frames import IngestError, inside, read_frame
 from common.data.manifest import FILE_NAME, Manifest, hospital_folders, load_manifest
+from common.data.quality import column_warnings
 from common.data.standardise import Standardisation
 from common.errors import ConsiliumError, TooManyFaults
 from common.models.ensemble import GROUP_SEPARATOR, groups
@@ -157,9 +158,9 @@ class Site:
         return key
 
     def store_findings(self) -> None:
-        """Writes the faults of the files into this hospital's own folder; the server is told their number."""
+        """Writes faults and columns that tell nothing into this hospital's own folder; the server is told the faults' number."""
         with self.own_folder() as place:
-            _write_findings(place, self.cohort.findings)
+            _write_findings(place, (*self.cohort.findings, *column_warnings(self.folder, self.manifest, self.cohort)))
 
     def store_predictions(self, run: str, predictions: pd.DataFrame) -> None:
         """Keeps predictions for this hospital's own use; they never leave its folder.

@@ -13,7 +13,9 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import OmegaConf
@@ -28,6 +30,7 @@ from common.task import STRICT, Kind, Task
 Pairwise = Literal["sigmoid", "ratio"]
 BalanceRule = Literal["none", "distillation"]
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
+TASK_FILE = "task_file="
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -260,7 +263,8 @@ def load_config(experiment: str, overrides: str | Sequence[str] = ()) -> Config:
 
     Args:
         experiment: Name of a file in ``configs/experiment``.
-        overrides: Hydra overrides, as a list or as one shell-quoted string.
+        overrides: Hydra overrides, as a list or as one shell-quoted string. One more word is known: with
+            ``task_file=/path/TASK.yaml`` the task is that file's (format of ``configs/task``). Its place is not in the result.
 
     Raises:
         ConsiliumError: If the experiment, a key or a value is unknown or invalid.
@@ -272,6 +276,7 @@ def load_config(experiment: str, overrides: str | Sequence[str] = ()) -> Config:
         words = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
     except ValueError as error:
         raise ConsiliumError(f"The overrides cannot be split into words: {error}. Check their quotes.") from None
+    words = _with_task_of_file(words)
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
@@ -279,7 +284,31 @@ def load_config(experiment: str, overrides: str | Sequence[str] = ()) -> Config:
         raw = OmegaConf.to_container(composed, resolve=True)
     except (ConfigCompositionException, MissingConfigException, HydraException, OmegaConfBaseException) as error:
         raise ConsiliumError(f"Configuration refused: {_explain_hydra(error, words)}") from None
+    if isinstance(raw, dict) and "task" not in raw:
+        raise ConsiliumError(
+            f"Experiment '{experiment}' has no task of its own. Name yours among the overrides: {TASK_FILE}/absolute/TASK.yaml "
+            "(format: docs/your-own-data.md)."
+        )
     return from_json(json.loads(json.dumps(raw)))
+
+
+def _with_task_of_file(words: Sequence[str]) -> list[str]:
+    """Returns the overrides with the task of a ``task_file=...`` among them in the place of the experiment's own."""
+    files = [w.removeprefix(TASK_FILE) for w in words if w.startswith(TASK_FILE)]
+    if not files:
+        return list(words)
+    path = Path(files[-1]).expanduser()
+    try:
+        task = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConsiliumError(f"The task file {path} cannot be read ({type(error).__name__}). Write its absolute path.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        line = f", line {mark.line + 1}" if (mark := getattr(error, "problem_mark", None)) else ""
+        raise ConsiliumError(f"The task file {path} is not valid YAML{line}. Check its indentation and quotes.") from None
+    if not isinstance(task, dict):
+        raise ConsiliumError(f"The task file {path} holds no task: it needs {', '.join(_keys_at(['task']))}.")
+    ConfigStore.instance().store(name="file", node=task, group="task")
+    return ["task=file", *(w for w in words if not w.startswith(TASK_FILE))]
 
 
 def _explain(error: Any) -> str:

@@ -6,17 +6,18 @@ import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import field
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 Kind = Literal["image", "series", "text", "table", "audio"]
 TaskType = Literal["binary", "multilabel", "multiclass", "regression"]
-STRICT = ConfigDict(extra="forbid")
+STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True)  # a class may be called 0
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 LABELS = "labels"  # where modalities are listed by name: the targets of a regression task
 RESERVED = {"all", "fusion", LABELS}  # the pattern of whatever is present; the student's common block
+EVERY_SUBSET = 5  # most modalities of which every subset is evaluated: 31 patterns; ten would have 1,023
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -32,13 +33,20 @@ class Feature:
     codes: tuple[str, ...] = ()
 
 
+def _by_name(features: Any) -> Any:
+    """Returns a list of names, short for features without unit or codes, as the mapping that it stands for."""
+    if isinstance(features, list) and len(set(map(str, features))) < len(features):
+        raise ValueError("a feature is named twice")
+    return {str(name): {} for name in features} if isinstance(features, list) else features
+
+
 @dataclass(frozen=True, config=STRICT)
 class Modality:
     """One source of information about a patient.
 
     Attributes:
         kind: How it is read and which encoders fit it.
-        features: Variables by name, in order (``table`` and ``series``).
+        features: Variables by name, in order (``table`` and ``series``); a list of names is short for plain numbers.
         steps: Time steps kept from the start of the visit (``series``).
         step_hours: Length of a step in hours; values within a step are averaged (``series``).
         pixels: Edge length to which an image is resampled (``image``).
@@ -52,7 +60,7 @@ class Modality:
     """
 
     kind: Kind
-    features: dict[str, Feature] = field(default_factory=dict)
+    features: Annotated[dict[str, Feature], BeforeValidator(_by_name)] = field(default_factory=dict)
     steps: int = Field(default=24, ge=1)
     step_hours: float = Field(default=1.0, gt=0)
     pixels: int = Field(default=32, ge=8)
@@ -122,6 +130,12 @@ def pattern_name(modalities: Iterable[str]) -> str:
 
 
 def patterns(modalities: Iterable[str]) -> list[tuple[str, ...]]:
-    """Returns every non-empty subset of the modalities, small ones first."""
+    """Returns the non-empty subsets of the modalities that are evaluated, small ones first.
+
+    These are all of them; with more than ``EVERY_SUBSET`` modalities every single one, all but one, and all. Which patterns occur
+    does not matter: sites would evaluate different ones, and their figures could not be pooled.
+    """
     names = sorted(modalities)
-    return [p for k in range(1, len(names) + 1) for p in itertools.combinations(names, k)]
+    few = len(names) <= EVERY_SUBSET
+    sizes = range(1, len(names) + 1) if few else (1, len(names) - 1, len(names))
+    return [p for k in sizes for p in itertools.combinations(names, k)]

@@ -28,7 +28,7 @@ from common.arrays import write_json
 from common.errors import ConsiliumError, nearest
 from common.evaluation.results import Results, load_results
 from simulations.ablations import MAIN, Ablation, of_factors
-from simulations.benchmarks.base import Benchmark, get
+from simulations.benchmarks.base import CUSTOM, Benchmark, get
 from simulations.figures import draw_ablation, draw_figures
 from simulations.results import Cell, load_cell
 from simulations.scores import build_results
@@ -51,6 +51,7 @@ class Plan:
         debug: Whether training is cut short.
         runtime: ``inproc`` or ``flwr``.
         code: Digest of the project's code and configuration: cells of two versions never share a table.
+        source: Digest of what the user defined the benchmark by, if so.
     """
 
     benchmark: str
@@ -61,6 +62,7 @@ class Plan:
     debug: bool
     runtime: str
     code: str
+    source: str = ""
 
     def jobs(self) -> list[Job]:
         """Returns every cell, those of one split beside each other, students last: they begin behind a teach phase."""
@@ -97,7 +99,7 @@ def newest_finished(name: str, out: Path | None = None) -> Path:
     Raises:
         ConsiliumError: If there is none, or no such benchmark.
     """
-    home = runs_root(out) / get(name).name
+    home = runs_root(out) / (name if name == CUSTOM else get(name).name)
     for folder in _run_folders(home):
         if _is_finished(folder):
             return folder
@@ -105,7 +107,7 @@ def newest_finished(name: str, out: Path | None = None) -> Path:
 
 
 def run(
-    name: str,
+    wanted: str | Benchmark,
     *,
     ablate: bool = False,
     seeds: int | None = None,
@@ -121,7 +123,7 @@ def run(
     """Runs a benchmark, or resumes the newest unfinished run with the same plan.
 
     Args:
-        name: Name of the benchmark.
+        wanted: The benchmark, or its name.
         ablate: Whether to run the student and its ablations, not the methods that are compared with it.
         seeds: Number of seeds; the benchmark's own number by default.
         only: Methods to run, or factors to ablate; all by default.
@@ -139,9 +141,9 @@ def run(
     Raises:
         ConsiliumError: If the benchmark, a method, a factor or the variant is unknown, or its data cannot be prepared.
     """
-    benchmark = get(name)
+    benchmark = get(wanted) if isinstance(wanted, str) else wanted
     plan = make_plan(benchmark, ablate=ablate, seeds=seeds, only=only, debug=debug, runtime=runtime, variant=variant)
-    with _open_run(plan, runs_root(out) / (f"{name}-ablation" if ablate else name)) as folder:
+    with _open_run(plan, runs_root(out) / (f"{benchmark.name}-ablation" if ablate else benchmark.name)) as folder:
         work = Work(benchmark, folder, variant, runtime, debug, run_cell)
         run_jobs(work, plan.jobs(), workers or (1 if runtime == "flwr" else os.cpu_count() or 1), console or Console())
         cells, missing = _collect(plan, work)
@@ -188,6 +190,7 @@ def make_plan(
         debug=debug,
         runtime=runtime,
         code=code_digest(),
+        source=benchmark.source,
     )
 
 
@@ -252,13 +255,14 @@ def _is_finished(folder: Path) -> bool:
 def _results(plan: Plan, work: Work, cells: Sequence[Cell], missing: Mapping[str, str], command: str, *, ablate: bool) -> Results:
     """Returns what the cells found, with what else there is to tell of the run."""
     benchmark, told = work.benchmark, [a for a in work.benchmark.ablations if a.name in plan.methods] if ablate else []
+    prepared = _prepared(plan, work, plan.methods[0])
     return build_results(
         replace(benchmark, methods=plan.methods, published=()) if ablate else benchmark,
         cells,
         seeds=plan.seeds,
         folds=plan.folds,
         variant=plan.variant,
-        prepared=_prepared(plan, work, plan.methods[0]),
+        prepared=prepared,
         run={
             "title": benchmark.title,
             "runtime": plan.runtime,
@@ -266,6 +270,7 @@ def _results(plan: Plan, work: Work, cells: Sequence[Cell], missing: Mapping[str
             "code": plan.code,
             "missing": dict(missing),
             "command": command,
+            "warnings": list(dict.fromkeys(w for said in prepared for w in said.get("warnings", ()))),
             "ablations": [_told(a, _prepared(plan, work, a.name)) for a in told],
         },
         every_pattern=ablate,

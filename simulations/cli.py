@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,8 +17,11 @@ from common import terminal
 from common.errors import ConsiliumError
 from common.evaluation.results import Comparison, Results, load_results
 from simulations import bench, report
-from simulations.benchmarks.base import benchmarks, get
+from simulations.benchmarks.base import CUSTOM, Benchmark, benchmarks, get
+from simulations.custom import custom_benchmark
+from simulations.fetch import fetch
 from simulations.findings import Finding, findings, is_ablation
+from simulations.split import split_command
 from simulations.tables import (
     NAMES,
     bounds_of,
@@ -33,6 +37,7 @@ from simulations.tables import (
 )
 
 app = terminal.command_line(__doc__)
+WARNINGS_SHOWN = 10
 Name = Annotated[str, typer.Argument(help="Benchmark; see 'list'.")]
 
 
@@ -60,10 +65,19 @@ def run_benchmark(
     variant: Annotated[str | None, typer.Option(help="Variant of the benchmark instead of its main protocol.")] = None,
     debug: Annotated[bool, typer.Option("--debug", help="One seed, one fold, short training: whether it works.")] = False,
     runtime: Annotated[Literal["inproc", "flwr"], typer.Option(help="In this process, or on Flower's own runtime.")] = "inproc",
+    task: Annotated[Path | None, typer.Option(metavar="TASK.yaml", help="Of 'custom': what is predicted from what.")] = None,
+    sites: Annotated[Path | None, typer.Option(metavar="DIR", help="Of 'custom': folder with a folder per site.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Of 'custom': a setting.")] = None,
 ) -> None:
-    """Runs a benchmark, or resumes its newest unfinished run with the same plan; ends with its table and figures."""
+    """Runs a benchmark, or resumes its newest unfinished run with the same plan; ends with its table and figures.
+
+    With the name 'custom' it runs on your own data: docs/your-own-data.md.
+    """
     console = terminal.console()
-    _ended(bench.run(name, seeds=seeds, only=only or (), debug=debug, runtime=runtime, variant=variant, console=console), console)
+    wanted = _wanted(name, task, sites, settings or ())
+    _ended(
+        bench.run(wanted, seeds=seeds, only=only or (), debug=debug, runtime=runtime, variant=variant, console=console), console
+    )
 
 
 def _ended(outcome: bench.Outcome, console: Console) -> None:
@@ -101,6 +115,29 @@ def report_results(
     typer.echo(f"Written {report.write(docs)}")
 
 
+def _wanted(name: str, task: Path | None, sites: Path | None, settings: Sequence[str]) -> str | Benchmark:
+    """Returns what 'run' runs: a benchmark's name, or the user's own benchmark."""
+    if name != CUSTOM:
+        if task or sites or settings:
+            raise ConsiliumError(f"--task, --sites and --set are for your own data: consilium-bench run {CUSTOM}")
+        return name
+    if task is None or sites is None:
+        raise ConsiliumError(f"'run {CUSTOM}' needs --task TASK.yaml and --sites DIR. See docs/your-own-data.md")
+    return custom_benchmark(task, sites, settings)
+
+
+app.command("split")(split_command)
+
+
+@app.command("fetch")
+def fetch_data(
+    name: Annotated[str, typer.Argument(help="Data set; a name that is none lists them.")],
+    to: Annotated[Path | None, typer.Option(metavar="DIR", help="Where its folder is made; CONSILIUM_DATA by default.")] = None,
+) -> None:
+    """Gets an open data set from its official home and checks it."""
+    fetch(name, to, typer.echo)
+
+
 @app.command("table")
 def table_of_run(
     name: Name,
@@ -109,7 +146,7 @@ def table_of_run(
     """Prints the table of a run again."""
     folder = run.resolve() if run else bench.newest_finished(name)
     results = load_results(folder / "results.json")
-    if results.benchmark != get(name).name:
+    if results.benchmark != (name if name == CUSTOM else get(name).name):
         raise ConsiliumError(f"{folder} is a run of '{results.benchmark}', not of '{name}'. Name another with --run.")
     show(results, folder, terminal.console())
 
@@ -145,6 +182,11 @@ def _show_head(results: Results, console: Console) -> None:
     console.print(f"Seeds: {seeds}; folds: {len(results.n['folds'])}; runtime: {about.get('runtime')}")
     if about.get("debug"):
         console.print("[bold red]DEBUG RUN[/bold red]: training was cut short; these numbers say nothing about the methods")
+    warnings = about.get("warnings", [])
+    for warning in warnings[:WARNINGS_SHOWN]:
+        console.print(f"[yellow]Warning[/yellow] {escape(warning)}", soft_wrap=True)
+    if len(warnings) > WARNINGS_SHOWN:
+        console.print(f"... and {len(warnings) - WARNINGS_SHOWN} more warnings under 'environment' in results.json")
     for cell, reason in about.get("missing", {}).items():
         console.print(f"[bold red]MISSING[/bold red] {cell}: {escape(str(reason))}", soft_wrap=True)
 

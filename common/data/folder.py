@@ -16,7 +16,7 @@ from common.config import SplitConfig
 from common.data.cohort import SPLITS, Cohort, Finding
 from common.data.ingest import Frames, IngestError, reader
 from common.data.ingest.frames import inside, numbers, read_frame, texts
-from common.data.manifest import Manifest, Source, check_against_task
+from common.data.manifest import Manifest, Source, check_against_task, spelled_out
 from common.data.standardise import table_columns
 from common.errors import ConsiliumError, TooManyFaults
 from common.task import Modality, Task
@@ -40,6 +40,7 @@ def open_cohort(folder: Path, manifest: Manifest, task: Task, split: SplitConfig
         ConsiliumError: If the manifest does not fit the task, or the patient table cannot be used.
     """
     check_against_task(manifest, task)
+    manifest = spelled_out(manifest, task)
     table = _patient_table(folder, manifest)
     findings = [
         Finding(manifest.patients, int(row) + 2, column, "the cell is empty")

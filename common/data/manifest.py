@@ -17,6 +17,7 @@ A folder of patients holds ``manifest.yaml`` and a patient table (CSV or Parquet
       notes:     {kind: text, column: note}                          # a path; `inline: true`: the text itself
       admission: {kind: table, column: admission, key: visit_id,     # a path; without `column`: the patient table
                   variables: {age: {column: age, unit: a}, sex: {column: sex, codes: {M: male, F: female}}}}
+      genes:     {kind: table, variables: same}                      # the task's names, units and codes, as they are
 
 An empty cell is a missing modality, and so is a series without any value within the task's steps. Paths are relative to the
 manifest's folder and may not leave it. ``key`` says that the file holds many visits and which of its columns names the visit.
@@ -24,19 +25,20 @@ manifest's folder and may not leave it. ``key`` says that the file holds many vi
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from common.errors import ConsiliumError, keys_at, nearest
-from common.task import STRICT, Kind, Task
+from common.task import STRICT, Kind, Modality, Task
 
 FILE_NAME = "manifest.yaml"
 REFERENCE_FOLDER = "reference"
+SAME = "same"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -65,7 +67,8 @@ class Source:
         time: Column with hours since the start of the visit (``series``).
         inline: Whether the cell is the text itself (``text``).
         encoding: Encoding of text files.
-        variables: Feature of the task -> column of the file.
+        variables: Feature of the task -> column of the file. ``same``: every feature of the task is the column of that name, in
+            the task's unit and codes.
     """
 
     kind: Kind
@@ -74,7 +77,15 @@ class Source:
     time: str = "hour"
     inline: bool = False
     encoding: str = "utf-8"
-    variables: dict[str, Variable] = field(default_factory=dict)
+    variables: Annotated[dict[str, Variable], BeforeValidator(lambda v: {SAME: {"column": SAME}} if v == SAME else v)] = field(
+        default_factory=dict
+    )
+
+    def spelled_out(self, modality: Modality) -> Source:
+        """Returns the source with every variable named, if it said ``variables: same``."""
+        if list(self.variables) != [SAME] or SAME in modality.features:
+            return self
+        return replace(self, variables={name: Variable(name, feature.unit) for name, feature in modality.features.items()})
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -127,9 +138,19 @@ class Manifest:
     schema_version: Literal[1] = 1
 
 
+def spelled_out(manifest: Manifest, task: Task) -> Manifest:
+    """Returns a manifest that fits the task (:func:`check_against_task`) with every variable named."""
+    return replace(manifest, modalities={n: s.spelled_out(task.modalities[n]) for n, s in manifest.modalities.items()})
+
+
 def hospital_folders(sites: Path) -> list[Path]:
     """Returns the hospitals' folders of a sites folder, in the order of their names: node i of a simulation is the i-th."""
     return sorted(p.parent for p in sites.glob(f"*/{FILE_NAME}") if p.parent.name != REFERENCE_FOLDER)
+
+
+def reference_folder(sites: Path) -> list[Path]:
+    """Returns the reference set's folder of a sites folder, if there is one."""
+    return [sites / REFERENCE_FOLDER] if (sites / REFERENCE_FOLDER / FILE_NAME).is_file() else []
 
 
 def load_manifest(path: Path, name: str | None = None) -> Manifest:
@@ -183,12 +204,15 @@ def check_against_task(manifest: Manifest, task: Task) -> None:
         if name not in task.modalities:
             raise ConsiliumError(f"{where}: modality '{name}' is not in task '{task.name}'{nearest(name, task.modalities)}")
         modality = task.modalities[name]
+        source = source.spelled_out(modality)
         if source.kind != modality.kind:
             raise ConsiliumError(f"{where}: modality '{name}' is of kind '{source.kind}', the task needs '{modality.kind}'.")
         if source.column is None and source.kind != "table":
             raise ConsiliumError(f"{where}: modality '{name}' needs 'column', the patient-table column that points at its files.")
         if source.kind in ("table", "series") and not source.variables:
-            raise ConsiliumError(f"{where}: modality '{name}' needs 'variables', at least one of {', '.join(modality.features)}.")
+            raise ConsiliumError(
+                f"{where}: modality '{name}' needs 'variables': '{SAME}', or some of {', '.join(modality.features)}."
+            )
         for feature, variable in source.variables.items():
             if feature not in modality.features:
                 raise ConsiliumError(f"{where}: '{name}' has no variable '{feature}'{nearest(feature, modality.features)}")

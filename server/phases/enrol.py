@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from common.arrays import Arrays, module_arrays, moments_arrays, moments_of
 from common.data.cohort import SPLITS
@@ -232,8 +233,34 @@ def _pool(run: Run, replies: dict[str, EnrolReply]) -> None:
     if silent:
         reason = "every site hides how many of its visits have it, and no reference set is labelled: its prior is a guess"
         run.record.event("guessed", outputs=silent, reason=reason)
+    _note_untaught(run, labels, float(sum(visits)))
     counts = estimated_counts(task.type, labels, np.array(visits))
     run.state.prior = log_odds(task.type, counts, float(sum(visits))).tolist()
+
+
+def _note_untaught(run: Run, labels: NDArray[np.float64], visits: float) -> None:
+    """Records the outputs that no training visit has; the run goes on with the others.
+
+    Args:
+        run: The run.
+        labels: Told visits with each output, [S, C], NaN where hidden; what is hidden is at least one.
+        visits: Training visits of all places.
+
+    Raises:
+        RunFailed: If nothing is left to tell apart: fewer than two classes, or outputs that all visits have or none.
+    """
+    task = run.config.task
+    counts = np.nan_to_num(labels, nan=1.0).sum(0)
+    untaught = [o for o, n in zip(task.outputs, counts, strict=True) if not n]
+    if untaught:
+        reason = "no training visit of any site has it: nobody can learn it. Invite a site that has, or take it out of the task"
+        run.record.event("untaught", outputs=untaught, reason=reason)
+    constant = (counts == 0) | ((counts == visits) & ~np.isnan(labels).any(0))
+    if len(task.outputs) - len(untaught) < 2 if task.type == "multiclass" else constant.all():
+        raise RunFailed(
+            f"all training visits have the same label, so that nothing of task '{task.name}' can be learned. Check the label "
+            "columns that the manifests name, or invite sites with other patients."
+        )
 
 
 def _announce(run: Run) -> None:

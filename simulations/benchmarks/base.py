@@ -17,6 +17,9 @@ from common.errors import ConsiliumError, nearest
 from common.task import TaskType
 from simulations.ablations import Ablation
 
+CUSTOM = "custom"
+"""Name of the benchmark that is made of the user's own task and sites (``simulations.custom``); no module here has it."""
+
 Mark = Literal["published", "second-hand", "not found", "measured"]
 
 
@@ -52,7 +55,8 @@ Prepare = Callable[[Path, Split], dict[str, Any]]
 * ``n``: role (``train``, ``reference``, ``test``; ``hospitals`` if they train and test) -> what (stays, patients, deaths, sites
   ...) -> how many in this fold;
 * ``exclusions``: reason -> how many it removed from the data set, the same for every seed and fold;
-* ``data_checksum``: hex digest of what was read and how it was split.
+* ``data_checksum``: hex digest of what was read and how it was split;
+* ``warnings``, if there are any: what people should know of the data, one sentence each.
 
 It raises ``ConsiliumError`` if the data are not there, and holds no state: it runs in a process of its own.
 """
@@ -107,6 +111,7 @@ class Benchmark:
         published: Figures of others.
         apart: Test sites that are told apart too, with intervals.
         ablations: Other settings of single factors of the student, in the order of their table.
+        source: Digest of what the user defined it by, so that runs of two such benchmarks are told apart.
     """
 
     name: str
@@ -126,6 +131,7 @@ class Benchmark:
     published: tuple[Published, ...] = ()
     apart: tuple[str, ...] = ()
     ablations: tuple[Ablation, ...] = ()
+    source: str = ""
 
     def ablation(self, method: str) -> Ablation | None:
         """Returns the ablation of that name; None if it is no ablation."""

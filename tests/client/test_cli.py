@@ -115,3 +115,40 @@ def test_a_refusal_is_one_message_and_exit_code_1(
         cli.main()
     assert ended.value.code == 1
     assert capsys.readouterr().err.startswith("Error: Manifest of site 'alder': 'labs.lactate' is in 'mg/dL'")
+
+
+def test_a_column_that_tells_nothing_is_a_warning_and_no_fault(alder: Path) -> None:
+    for file in (alder / "labs").iterdir():
+        pd.read_parquet(file).assign(LAC=1.5).to_parquet(file)
+    done = check(alder)
+    assert done.exit_code == 0, done.output
+    assert "Findings: 0" in done.output and "Warnings: 1" in done.output
+    assert [line[:2] for line in listed(done.output) if line[0]] == [("patients.csv", "1")]
+
+
+def test_a_folder_of_sites_is_checked_whole_and_its_patients_are_compared(tiny: Path, tmp_path: Path) -> None:
+    sites = tmp_path / "sites"
+    shutil.copytree(tiny, sites)
+    done = check(sites)
+    assert done.exit_code == 0, done.output
+    assert re.findall("Site: (.*)", done.output) == ["alder", "birch", "reference"]
+    by_chance = int(re.findall(r"Warnings over all sites: (\d+)", done.output)[0])  # numbers meet
+    shutil.copytree(sites / "alder", sites / "cedar")
+    change(sites / "cedar", "site: alder", "site: cedar")
+    change(sites / "birch", "unit: a", "unit: mo")
+    done = check(sites)
+    assert done.exit_code == 1
+    assert "Refused: " in done.output and "is in 'mo'" in " ".join(done.output.split())
+    assert int(re.findall(r"Warnings over all sites: (\d+)", done.output)[0]) > by_chance
+    table = pd.read_csv(sites / "alder" / "patients.csv")
+    assert f"{table['patient_id'].nunique()} patient(s), here the first, are also at site 'alder'" in " ".join(
+        done.output.split()
+    )
+    assert not any(str(name) in done.output for name in table["patient_id"])
+
+
+def test_files_are_checked_for_a_task_of_ones_own(alder: Path, tmp_path: Path) -> None:
+    task = {"name": "own", "type": "binary", "outputs": ["deterioration"], "modalities": {"notes": {"kind": "text"}}}
+    (tmp_path / "TASK.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
+    refused = check(alder, "--task", tmp_path / "TASK.yaml").exception
+    assert isinstance(refused, ConsiliumError) and "modality 'labs' is not in task 'own'" in str(refused)

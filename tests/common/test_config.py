@@ -11,7 +11,7 @@ from common.errors import ConsiliumError, keys_at, nearest
 from common.models.registry import fusions
 from common.task import patterns
 
-EXPERIMENTS = sorted(p.stem for p in (CONFIG_DIR / "experiment").glob("*.yaml"))
+EXPERIMENTS = sorted({p.stem for p in (CONFIG_DIR / "experiment").glob("*.yaml")} - {"custom"})  # it has no task of its own
 GROUPS = sorted(
     p.name for p in CONFIG_DIR.iterdir() if p.is_dir() and any(p.glob("*.yaml")) and p.name not in ("experiment", "task")
 )

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from common.task import Feature, Modality, Task, pattern_name, patterns
 from tests.common.samples import MODALITIES, make_task
@@ -59,6 +59,27 @@ def test_patterns_are_all_non_empty_subsets_with_names_of_their_own(names: set[s
     assert len(found) == 2 ** len(names) - 1
     assert len({pattern_name(p) for p in found}) == len(found)
     assert [len(p) for p in found] == sorted(len(p) for p in found)
+
+
+@pytest.mark.parametrize("number", [6, 10])
+def test_of_many_modalities_single_ones_all_but_one_and_all_are_patterns(number: int) -> None:
+    names = [f"m{i:02}" for i in range(number)]
+    assert [len(p) for p in patterns(names)] == [1] * number + [number - 1] * number + [number]
+    assert len(set(patterns(names))) == 2 * number + 1
+
+
+def test_a_list_of_features_is_short_for_plain_numbers() -> None:
+    read = TypeAdapter(Modality).validate_python
+    assert read({"kind": "table", "features": ["tp53", "brca1", 7]}) == Modality(
+        "table", dict.fromkeys(("tp53", "brca1", "7"), Feature())
+    )
+    with pytest.raises(ValidationError, match="named twice"):
+        read({"kind": "table", "features": ["tp53", "tp53"]})
+
+
+def test_classes_may_be_called_by_numbers() -> None:
+    raw = {"name": "digits", "type": "multiclass", "outputs": [0, 1], "modalities": {"ink": {"kind": "table", "features": ["a"]}}}
+    assert TypeAdapter(Task).validate_python(raw).outputs == ("0", "1")
 
 
 def test_a_pattern_name_does_not_depend_on_the_order() -> None:

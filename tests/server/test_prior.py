@@ -14,6 +14,7 @@ from common.learning.lessons import log_odds
 from server import checkpoint
 from server.prior import LIMIT, estimated_counts
 from server.record import Record
+from server.rounds import RunFailed
 from tests.server import fakes
 from tests.server.fakes import Clock, Site
 
@@ -94,3 +95,27 @@ def test_what_nobody_tells_is_said_in_the_record(tmp_path: Path, clock: Clock) -
     told, both = np.log(12.5 / 28.5), np.log((12 + 4 + 0.5) / (80 - 16 + 0.5))
     (prior,) = checkpoint.load(tmp_path / "one").prior
     assert both - 0.1 < prior < told
+
+
+def test_an_outcome_that_no_training_visit_has_ends_the_run_before_anything_is_trained(tmp_path: Path, clock: Clock) -> None:
+    never = fakes.in_round("query.enrol", 0, fakes.changed(labels={"event": 0}))
+    with pytest.raises(RunFailed, match="all training visits have the same label"):
+        fakes.perform(tmp_path / "never", [Site("ash", script=never), Site("birch", script=never)])
+    always = fakes.in_round("query.enrol", 0, fakes.changed(labels={"event": 40}))
+    with pytest.raises(RunFailed, match="all training visits have the same label"):
+        fakes.perform(tmp_path / "always", [Site("ash", script=always)])
+    fakes.perform(tmp_path / "one", [Site("ash", script=never), Site("birch")])
+    assert Record(tmp_path / "one").events("untaught") == []
+
+
+def test_a_class_that_no_training_visit_has_is_said_and_the_others_are_learned(tmp_path: Path, clock: Clock) -> None:
+    classes = {"task__type": "multiclass", "task__outputs": ["a", "b", "c"]}
+    told = fakes.in_round("query.enrol", 0, fakes.changed(labels={"a": 20, "b": 20, "c": 0}))
+    short = fakes.small_config(**classes, refine__rounds=0)
+    with pytest.raises(RunFailed, match="nothing would train the student"):  # far behind enrolment
+        fakes.perform(tmp_path / "run", [Site("ash", script=told)], short)
+    (event,) = Record(tmp_path / "run").events("untaught")
+    assert event["outputs"] == ["c"] and "nobody can learn it" in event["reason"]
+    alone = fakes.in_round("query.enrol", 0, fakes.changed(labels={"a": 40, "b": 0, "c": 0}))
+    with pytest.raises(RunFailed, match="all training visits have the same label"):
+        fakes.perform(tmp_path / "alone", [Site("ash", script=alone)], short)

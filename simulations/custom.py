@@ -1,0 +1,215 @@
+"""The user's own data as a benchmark: a task file and a folder of sites, as they are."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from client.site import OWN_FOLDER
+from common.config import TASK_FILE, Config, load_config
+from common.data.cohort import Cohort
+from common.data.manifest import (
+    FILE_NAME,
+    REFERENCE_FOLDER,
+    Manifest,
+    check_against_task,
+    hospital_folders,
+    load_manifest,
+    reference_folder,
+)
+from common.data.quality import column_warnings, shared_patients
+from common.errors import ConsiliumError
+from common.task import TaskType
+from simulations.baselines import Consortium, open_consortium
+from simulations.benchmarks.base import CUSTOM, Benchmark, Split
+
+METHODS = ("student", "teachers", "student-uniform", "student-no-kd", "fedavg", "local", "central")
+METRICS: Mapping[TaskType, tuple[str, ...]] = {
+    "multiclass": ("accuracy", "auroc", "f1", "auprc"),
+    "regression": ("mae", "rmse", "r2"),
+}
+NO_TEST_PART = "split.test=0"
+
+
+def custom_benchmark(task: Path, sites: Path, settings: Sequence[str] = ()) -> Benchmark:
+    """Returns the benchmark of a task on a folder of sites.
+
+    Where a site only evaluates (``role: evaluate``), there is a test set, and the other sites train with all their patients
+    (``split.test=0``) unless the settings say otherwise.
+
+    Args:
+        task: Task file, in the format of ``configs/task``.
+        sites: Folder with one folder per hospital and perhaps one named ``reference``. Nothing is written there.
+        settings: Hydra overrides of the experiment ``custom``.
+
+    Raises:
+        ConsiliumError: If the task, a setting or a manifest is refused, or there is no hospital that trains or tests.
+    """
+    task, sites = task.resolve(), sites.resolve()
+    manifests = _manifests(sites)
+    roles = Counter(m.role for f, m in manifests.items() if f.name != REFERENCE_FOLDER)
+    overrides = (f"{TASK_FILE}{task}", *((NO_TEST_PART,) if roles["evaluate"] else ()), *settings)
+    config = load_config(CUSTOM, overrides)
+    for manifest in manifests.values():
+        check_against_task(manifest, config.task)
+    if not roles["train"]:
+        raise ConsiliumError(f"No site in {sites} trains. Write a manifest without 'role: evaluate' for one at least.")
+    if not roles["evaluate"] and not config.split.test:
+        raise ConsiliumError("Nobody is left to test on: no site has 'role: evaluate', and split.test is 0. Raise split.test.")
+    checksum = source_checksum(task, sites)
+    generated = any(m.data == "generated" for m in manifests.values())
+    reference = " and a reference set" if sites / REFERENCE_FOLDER in manifests else ""
+    names = tuple(config.task.modalities)
+    return Benchmark(
+        name=CUSTOM,
+        title=f"{config.task.name}: {', '.join(config.task.outputs)} from {', '.join(names)}",
+        experiment=CUSTOM,
+        data="generated" if generated else "real",
+        data_version=f"{sites.name}: {roles.total()} sites{reference}",
+        task_type=config.task.type,
+        modalities=names,
+        prepare=Prepare(task, sites, config, checksum),
+        methods=METHODS,
+        overrides=dict.fromkeys(METHODS, overrides),
+        metrics=METRICS.get(config.task.type, Benchmark.metrics),
+        source=hashlib.sha256("\0".join((checksum, *overrides)).encode()).hexdigest(),
+    )
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Puts the sites into the folder of a cell; see :data:`simulations.benchmarks.base.Prepare`.
+
+    Attributes:
+        task: Task file.
+        sites: The user's folder.
+        config: Composed from both; its seed is each cell's own.
+        checksum: Of task and sites when the run was planned.
+    """
+
+    task: Path
+    sites: Path
+    config: Config
+    checksum: str
+
+    def __call__(self, folder: Path, split: Split) -> dict[str, Any]:
+        """Mirrors the sites, opens them once as a run will, and counts what they hold.
+
+        Raises:
+            ConsiliumError: If the files have changed since the run was planned, or a site refuses.
+        """
+        if source_checksum(self.task, self.sites) != self.checksum:
+            raise ConsiliumError(f"{self.task} or files in {self.sites} have changed since the run began. Start it anew.")
+        for place in _manifests(self.sites):
+            _mirror(place, folder / place.name)
+        consortium = open_consortium(folder, replace(self.config, seed=split.seed))
+        return {
+            "n": _counts(consortium),
+            "exclusions": _exclusions(consortium),
+            "data_checksum": self.checksum,
+            "warnings": [*_untaught(consortium), *_silent(folder, consortium), *map(str, shared_patients(_manifests(folder)))],
+        }
+
+
+def source_checksum(task: Path, sites: Path) -> str:
+    """Returns the SHA-256 of a task file and of every file of the sites, by content, without the sites' own ``.consilium``."""
+    digest = hashlib.sha256(task.read_bytes())
+    for place in (*hospital_folders(sites), *reference_folder(sites)):
+        for file in sorted(f for f in place.rglob("*") if f.is_file() and OWN_FOLDER not in f.relative_to(place).parts):
+            digest.update(f"\0{file.relative_to(sites).as_posix()}\0".encode())
+            with file.open("rb") as content:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _manifests(sites: Path) -> dict[Path, Manifest]:
+    """Returns folder -> manifest of every site, the reference set last.
+
+    Raises:
+        ConsiliumError: If there is none, one is refused, or two sites have one name.
+    """
+    folders = [*hospital_folders(sites), *reference_folder(sites)]
+    if not folders:
+        raise ConsiliumError(
+            f"{sites} holds no site: no folder in it has a {FILE_NAME}. Name the folder that holds one folder per site, or make "
+            "sites of one table with: consilium-bench split"
+        )
+    found = {folder: load_manifest(folder) for folder in folders}
+    twice = [name for name, number in Counter(m.site for m in found.values()).items() if number > 1]
+    if twice:
+        raise ConsiliumError(f"Two manifests in {sites} name their site '{twice[0]}'. Give every site a name of its own.")
+    return found
+
+
+def _mirror(source: Path, target: Path) -> None:
+    """Makes a folder of links to a site's files (copies, where no link can be made), in which a run may write its own.
+
+    Raises:
+        ConsiliumError: If a file cannot be read.
+    """
+    target.mkdir(parents=True)
+    try:
+        for entry in sorted(source.iterdir()):
+            place = target / entry.name
+            if entry.is_symlink():
+                place.symlink_to(os.readlink(entry))
+            elif entry.is_dir():
+                if entry.name != OWN_FOLDER:
+                    _mirror(entry, place)
+            else:
+                with suppress(OSError):
+                    os.link(entry, place)
+                if not place.exists():
+                    shutil.copy2(entry, place)
+    except OSError as error:
+        raise ConsiliumError(f"Files in {source} cannot be read ({type(error).__name__}). Let this user read them.") from None
+
+
+def _counts(consortium: Consortium) -> dict[str, dict[str, int]]:
+    """Returns role -> what -> how many."""
+    training = {site: cohort for site, cohort in consortium.training.items() if site != REFERENCE_FOLDER}
+    parts = {"train": list(training.values()), "test": list(consortium.testing.values())}
+    if REFERENCE_FOLDER in consortium.training:
+        parts["reference"] = [consortium.training[REFERENCE_FOLDER]]
+    return {role: _count(cohorts) for role, cohorts in parts.items()}
+
+
+def _count(cohorts: Sequence[Cohort]) -> dict[str, int]:
+    patients = sum(len(np.unique(c.patient)) for c in cohorts)
+    return {"visits": sum(map(len, cohorts)), "patients": patients, "sites": len(cohorts)}
+
+
+def _exclusions(consortium: Consortium) -> dict[str, int]:
+    """Returns reason -> visits that were left out for it."""
+    opened = consortium.testing | consortium.training
+    return dict(sorted(Counter(f"visits of {site}: {f.problem}" for site, c in opened.items() for f in c.findings).items()))
+
+
+def _untaught(consortium: Consortium) -> list[str]:
+    """Returns a sentence for every output that no training visit has."""
+    if consortium.config.task.type == "regression":
+        return []
+    labelled = [c for c in consortium.training.values() if c.labelled]
+    counts = np.sum([c.label_counts().numpy() for c in labelled], axis=0)
+    outputs = consortium.config.task.outputs
+    missing = [o for o, number in zip(outputs, counts.tolist(), strict=True) if not number]
+    return [f"No training visit of any site has '{o}': nobody can learn it. Add such patients, or take it out." for o in missing]
+
+
+def _silent(folder: Path, consortium: Consortium) -> list[str]:
+    """Returns a line for every column that tells nothing, at any site."""
+    opened = consortium.testing | consortium.training
+    found = []
+    for place, manifest in _manifests(folder).items():
+        site = REFERENCE_FOLDER if place.name == REFERENCE_FOLDER else manifest.site
+        found += [f"{site}/{finding}" for finding in column_warnings(place, manifest, opened[site])] if site in opened else []
+    return found

@@ -1,0 +1,270 @@
+"""One big table becomes a folder of sites with manifests, and a task file if there is none yet."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+import typer
+import yaml
+from numpy.typing import NDArray
+from rich.markup import escape
+from rich.table import Table
+
+from common import terminal
+from common.config import TASK_FILE, load_config
+from common.data.ingest.frames import IngestError, read_frame, texts
+from common.data.manifest import FILE_NAME, REFERENCE_FOLDER, SAME
+from common.errors import ConsiliumError, nearest
+from common.task import Task
+from simulations.benchmarks.base import CUSTOM
+from simulations.new_task import Names, infer_task, parse
+
+PATIENTS = "patients.csv"
+ROW = "row"
+TEST_SITE = "test"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How a table is to be dealt.
+
+    Attributes:
+        sites: Number of sites of about equal size and composition; None if ``by`` names them.
+        by: Column that names the site of a row; a patient at several stays at the first.
+        labels: Columns with what is predicted: one of 0 and 1 (binary), several of them (multilabel), or one with a class.
+        modalities: ``name=column,column,prefix*`` of a task that is not written yet.
+        patient: Column that names the patient; None if every row is one.
+        reference: Share of the patients that become the server's reference set.
+        test: Share of the patients that become a site of their own, ``test``, which only evaluates.
+        hold: ``site=modality,modality``: a site that has only these.
+        missing: Probability that a visit lacks a modality, each by itself; one always stays.
+        seed: Of all that is drawn.
+    """
+
+    sites: int | None = None
+    by: str | None = None
+    labels: Names = ()
+    modalities: Names = ()
+    patient: str | None = None
+    reference: float = 0.1
+    test: float = 0.0
+    hold: Names = ()
+    missing: float = 0.0
+    seed: int = 0
+
+
+def split_table(table: Path, task_file: Path, out: Path, wish: Wish) -> pd.DataFrame:
+    """Writes the sites, and the task file if it does not exist.
+
+    Args:
+        table: CSV or Parquet file with a row per visit; an empty cell is a missing value, and a visit in which all columns of a
+            modality are empty lacks it.
+        task_file: Of the task; if it exists, its features are the columns of these names.
+        out: New folder.
+        wish: How the table is dealt.
+
+    Returns:
+        One row per site: ``site``, ``role``, ``visits``, ``patients`` and the visits with each modality.
+
+    Raises:
+        ConsiliumError: If a column is missing or cannot be used, a name is unknown or the folder has content.
+    """
+    if (wish.sites is None) == (wish.by is None):
+        raise ConsiliumError("Say either how many sites there shall be (--sites N) or which column names them (--by COLUMN).")
+    if wish.reference + wish.test >= 1:
+        raise ConsiliumError(f"--reference {wish.reference:g} and --test {wish.test:g} leave nobody to train on. Lower them.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConsiliumError(f"{out} is not empty. Name a new folder for the sites, or remove it first.")
+    frame = _read(table, [*wish.labels, *(c for c in (wish.by, wish.patient) if c)])
+    new = not task_file.exists()
+    if new:
+        task_file.parent.mkdir(parents=True, exist_ok=True)
+        special = [c for c in (wish.by, wish.patient) if c]
+        inferred = infer_task(frame, table.stem, wish.labels, wish.modalities, special)
+        text = yaml.safe_dump(inferred, sort_keys=False, default_flow_style=None, width=120)
+        task_file.write_text(text, encoding="utf-8")
+    elif wish.modalities:
+        raise ConsiliumError(f"{task_file} exists and says what the modalities are. Leave --modality out, or name a new file.")
+    try:
+        task = load_config(CUSTOM, [f"{TASK_FILE}{task_file.resolve()}"]).task
+        labels = _labels(task, wish.labels, frame)
+        frame = frame[frame[list(labels.values())].notna().all(axis=1)].reset_index(drop=True)
+        return _write(frame, task, labels, out, wish)
+    except BaseException:
+        if new:
+            task_file.unlink()
+        raise
+
+
+def _read(table: Path, needed: Names) -> pd.DataFrame:
+    try:
+        frame = read_frame(table)
+    except IngestError as error:
+        raise ConsiliumError(f"{table}: {error}. Write CSV (UTF-8, commas) or Parquet.") from None
+    for column in needed:
+        if column not in frame:
+            raise ConsiliumError(f"{table} has no column '{column}'{nearest(column, map(str, frame))}")
+    return frame.rename(columns=str)
+
+
+def _labels(task: Task, named: Names, frame: pd.DataFrame) -> dict[str, str]:
+    """Returns what a manifest says under ``labels``: output (or ``class``) -> column."""
+    columns = list(named) or ([] if task.type == "multiclass" else list(task.outputs))
+    if len(columns) != len(task.label_columns):
+        wanted = (
+            "one --label, the column with the class" if task.type == "multiclass" else f"a --label for each of {task.outputs}"
+        )
+        raise ConsiliumError(f"Task '{task.name}' needs {wanted}, in this order.")
+    for column in columns:
+        if column not in frame:
+            raise ConsiliumError(f"The table has no label column '{column}'{nearest(column, map(str, frame))}")
+    return dict(zip(task.label_columns, columns, strict=True))
+
+
+def _write(frame: pd.DataFrame, task: Task, labels: Mapping[str, str], out: Path, wish: Wish) -> pd.DataFrame:
+    """Deals the rows and writes the sites; they appear complete or not at all."""
+    columns = _columns(frame, task)
+    if frame.empty:
+        raise ConsiliumError(f"No row has a label in {', '.join(labels.values())}.")
+    place = _places(frame, wish, list(labels.values()))
+    held = _held(frame, wish, columns, place)
+    for at, names in enumerate(columns.values()):
+        frame.loc[~held[:, at], names] = np.nan
+    row = ROW
+    while row in frame:
+        row += "_"
+    frame[row] = np.arange(len(frame))
+    patient = wish.patient or row
+    kept = list(dict.fromkeys([patient, row, *labels.values(), *(c for names in columns.values() for c in names)]))
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    told = []
+    for site in map(str, sorted(set(place))):
+        mine = frame[place == site]
+        present = dict(zip(columns, held[place == site].sum(0).tolist(), strict=True))
+        modalities = {m: {"kind": "table", "variables": SAME} for m, number in present.items() if number}
+        manifest = {"schema_version": 1, "site": site, "patients": PATIENTS, "patient": patient, "visit": row}
+        role = "evaluate" if site == TEST_SITE and wish.test else "train"
+        manifest |= {"labels": dict(labels), "modalities": modalities} | ({"role": role} if role == "evaluate" else {})
+        folder = partial / site
+        folder.mkdir(parents=True)
+        lacking = {c for m, names in columns.items() if not present[m] for c in names}
+        mine[[c for c in kept if c not in lacking]].to_csv(folder / PATIENTS, index=False)
+        (folder / FILE_NAME).write_text(yaml.safe_dump(manifest, sort_keys=False), encoding="utf-8")
+        shown = "reference" if site == REFERENCE_FOLDER else role
+        told.append({"site": site, "role": shown, "visits": len(mine), "patients": mine[patient].nunique(), **present})
+    out.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(partial, out)
+    return pd.DataFrame(told)
+
+
+def _columns(frame: pd.DataFrame, task: Task) -> dict[str, list[str]]:
+    """Returns modality -> its columns: the task's features by their names."""
+    for name, modality in task.modalities.items():
+        if modality.kind != "table":
+            raise ConsiliumError(
+                f"Modality '{name}' is of kind '{modality.kind}': only feature tables can be cut out of one table. "
+                "Write the sites' manifests by hand (README, 'Your hospital's files')."
+            )
+        for feature in modality.features:
+            if feature not in frame:
+                raise ConsiliumError(f"The table has no column '{feature}' of '{name}'{nearest(feature, map(str, frame))}")
+    return {name: list(modality.features) for name, modality in task.modalities.items()}
+
+
+def _places(frame: pd.DataFrame, wish: Wish, labels: Names) -> NDArray[np.str_]:
+    """Returns the site of every row: whole patients are dealt, each kind of outcome by itself, so that sites are alike in it."""
+    patient = texts(frame[wish.patient]) if wish.patient else pd.Series(np.arange(len(frame)).astype(str))
+    if patient.isna().any():
+        raise ConsiliumError(
+            f"Column '{wish.patient}' does not name the patient in {int(patient.isna().sum())} row(s). Fill it in."
+        )
+    people = pd.DataFrame({"patient": patient.to_numpy(), "outcome": frame[labels].astype(str).agg("/".join, axis=1).to_numpy()})
+    people["own"] = _named_sites(frame, wish.by) if wish.by else ""
+    first = people.groupby("patient", sort=True).first()
+    rng = np.random.default_rng(wish.seed)
+    site, dealt = dict[str, str](), 0
+    for _, members in first.groupby("outcome", sort=True):
+        order = rng.permutation(members.index.to_numpy())
+        rank = (np.arange(len(order)) + 0.5) / len(order)
+        at = np.searchsorted([wish.test, wish.test + wish.reference], rank, side="right")
+        rest = order[at == 2]
+        site |= dict.fromkeys(order[at == 0], TEST_SITE) | dict.fromkeys(order[at == 1], REFERENCE_FOLDER)
+        if wish.sites is None:
+            site |= first.loc[rest, "own"].to_dict()
+        else:
+            width = len(str(wish.sites))
+            site |= {p: f"site-{(dealt + i) % wish.sites + 1:0{width}d}" for i, p in enumerate(rest)}
+            dealt += len(rest)
+    return np.array([site[p] for p in patient])
+
+
+def _named_sites(frame: pd.DataFrame, column: str) -> NDArray[np.str_]:
+    """Returns the site that a column names in every row, as a plain name."""
+    names = texts(frame[column])
+    if names.isna().any():
+        raise ConsiliumError(f"Column '{column}' does not name the site in {int(names.isna().sum())} row(s). Fill it in.")
+    plain = (
+        names.str.replace(r"[^A-Za-z0-9._-]+", "-", regex=True).str.replace(r"^(?=[^A-Za-z0-9]|$)", "site", regex=True).str[:63]
+    )
+    clash = [n for n in (TEST_SITE, REFERENCE_FOLDER) if n in set(plain)]
+    if clash or plain.nunique() < names.nunique():
+        why = f"'{clash[0]}' has a meaning of its own" if clash else "two become the same as names of folders"
+        raise ConsiliumError(f"The sites that column '{column}' names cannot be told apart: {why}. Rename them.")
+    return plain.to_numpy().astype(str)
+
+
+def _held(frame: pd.DataFrame, wish: Wish, columns: Mapping[str, list[str]], place: NDArray[np.str_]) -> NDArray[np.bool_]:
+    """Returns which modalities every row keeps, [N, M]."""
+    held = np.stack([frame[names].notna().any(axis=1).to_numpy() for names in columns.values()], axis=1)
+    for spec in wish.hold:
+        site, kept = parse(spec, "--hold", "SITE=MODALITY,MODALITY")
+        if site not in place:
+            raise ConsiliumError(f"--hold: there is no site '{site}'{nearest(site, set(place))}")
+        for modality in kept:
+            if modality not in columns:
+                raise ConsiliumError(f"--hold: there is no modality '{modality}'{nearest(modality, columns)}")
+        held[place == site] &= [m in kept for m in columns]
+    draw = np.where(held, np.random.default_rng([wish.seed, 1]).random(held.shape), -1.0)
+    last = draw.argmax(axis=1)  # what stays, whatever is drawn for it
+    lost = draw < wish.missing
+    lost[np.arange(len(held)), last] = False
+    return np.asarray(held & ~lost)
+
+
+def split_command(
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help="CSV or Parquet file with a row per patient visit.")],
+    task: Annotated[Path, typer.Option(metavar="TASK.yaml", help="The task; written, if the file does not exist.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the sites.")],
+    sites: Annotated[int | None, typer.Option(min=1, help="Number of sites of about equal size.")] = None,
+    by: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column that names the site instead.")] = None,
+    label: Annotated[list[str] | None, typer.Option(metavar="COLUMN", help="What is predicted; may be repeated.")] = None,
+    modality: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=COLUMNS", help="Of a new task: columns, prefix*; may be repeated."),
+    ] = None,
+    patient: Annotated[str | None, typer.Option(metavar="COLUMN", help="Names the patient; every row is one by default.")] = None,
+    reference: Annotated[float, typer.Option(min=0, max=1, help="Share of patients in the server's reference set.")] = 0.1,
+    test: Annotated[float, typer.Option(min=0, max=1, help="Share of patients in a site 'test' that only evaluates.")] = 0.0,
+    hold: Annotated[
+        list[str] | None, typer.Option(metavar="SITE=MODALITIES", help="What a site has, if not all; may be repeated.")
+    ] = None,
+    missing: Annotated[float, typer.Option(min=0, max=1, help="Probability that a visit lacks a modality.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
+) -> None:
+    """Makes sites of one big table, and a task file if there is none: docs/your-own-data.md."""
+    wish = Wish(sites, by, label or (), modality or (), patient, reference, test, hold or (), missing, seed)
+    told = split_table(table, task, out, wish)
+    shown = Table(*told.columns)
+    for line in told.itertuples(index=False):
+        shown.add_row(*(escape(str(cell)) for cell in line))
+    console = terminal.console()
+    console.print(shown)
+    console.print(f"Next: consilium-bench run {CUSTOM} --task {task} --sites {out}", soft_wrap=True, markup=False)
