@@ -69,6 +69,15 @@ STANDARD = (
 """What every benchmark with several modalities and a reference set can try."""
 
 
+PLAIN_SERIES = Ablation(
+    "student-plain-series",
+    "series",
+    "summaries without trend and counts",
+    ("model.teachers.series=[linear]", "model.student.series=compact"),
+)
+"""Where the main setting has ``trend``: does it matter how a value changes, and that somebody measured it?"""
+
+
 def of_factors(ablations: Sequence[Ablation], factors: Sequence[str]) -> tuple[Ablation, ...]:
     """Returns the ablations of some factors, of all by default.
 

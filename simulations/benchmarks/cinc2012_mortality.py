@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from simulations.ablations import STANDARD, references, teachers
+from simulations.ablations import PLAIN_SERIES, STANDARD, references, teachers
 from simulations.benchmarks.base import Benchmark, Published, Split
 from simulations.benchmarks.eicu_mortality import METHODS
 from simulations.datasets import cinc2012
@@ -45,7 +45,7 @@ BENCHMARK = Benchmark(
         *_measured("SAPS-I, a score in clinical use", 0.638, None, "the column of Outcomes-b.txt"),
     ),
     ablations=(
-        teachers("summaries", "linear on summaries without trend and counts", series=["linear"]),
+        PLAIN_SERIES,
         teachers("two", "linear and small", series=["trend", "small"], table=["linear", "small"]),
         *STANDARD,
         *references(0, 0.05, 0.2),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from common.errors import ConsiliumError
-from simulations.ablations import STANDARD, references, teachers
+from simulations.ablations import PLAIN_SERIES, STANDARD, references, teachers
 from simulations.benchmarks.base import Benchmark, Published, Split
 from simulations.datasets import eicu
 
@@ -23,7 +23,8 @@ TUNED = {
 }
 """Chosen for each on inner folds: docs/looks.md."""
 
-LINEAR_SMALL, EVERY_SIZE = ("linear", "small"), ("linear", "small", "base")
+NETWORKS = ("small", "base")
+LINEAR_TOO = ("linear", *NETWORKS)
 ROLES = {"train": "train", "reference": "reference", "evaluate": "test"}
 
 
@@ -79,9 +80,16 @@ BENCHMARK = Benchmark(
         Published(APACHE, "auroc", 0.862, "measured", "stays that have one", n=1641, variant="all-stays"),
     ),
     ablations=(
+        PLAIN_SERIES,
         teachers("small", "small networks instead of linear ones", series=["small"], table=["small"], text=["small"]),
-        teachers("two", "linear and small", series=LINEAR_SMALL, table=LINEAR_SMALL, text=LINEAR_SMALL),
-        teachers("three", "linear, small and base", series=EVERY_SIZE, table=EVERY_SIZE, text=EVERY_SIZE),
+        teachers("two", "linear and small", series=["trend", "small"], table=["linear", "small"], text=["linear", "small"]),
+        teachers(
+            "three",
+            "linear, small and base",
+            series=["trend", *NETWORKS],
+            table=["linear", *NETWORKS],
+            text=["linear", *NETWORKS],
+        ),
         *STANDARD,
         *references(0, 0.05, 0.1),
     ),
