@@ -30,6 +30,7 @@ from common.data.quality import column_warnings
 from common.data.standardise import Standardisation
 from common.errors import ConsiliumError, TooManyFaults
 from common.models.ensemble import GROUP_SEPARATOR, groups
+from common.models.registry import SIZES, size_of
 from common.task import Task
 
 LOG = logging.getLogger(__name__)
@@ -39,7 +40,6 @@ FINDINGS = "findings.csv"
 KEY = "checksum.key"
 KEY_BYTES = 32
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-SIZES = ("linear", "small", "base")
 
 
 def site_folder(context: Context) -> tuple[Path, int]:
@@ -107,8 +107,8 @@ class Site:
         train = self.cohort.part("train")
         held = {m for m in config.task.modalities if len(train.holding(m))}
         allowed = SIZES[: SIZES.index(self.manifest.limits.largest) + 1]
-        pairs = (g.split(GROUP_SEPARATOR) for g in groups(config.task, config.model))
-        return [GROUP_SEPARATOR.join((m, a)) for m, a in pairs if m in held and (a in allowed or a not in SIZES)]
+        pairs = ((g, *g.split(GROUP_SEPARATOR)) for g in groups(config.task, config.model))
+        return [g for g, m, a in pairs if m in held and size_of(config.task.modalities[m].kind, a) in allowed]
 
     @contextmanager
     def own_folder(self) -> Iterator[Path]:

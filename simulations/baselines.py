@@ -91,7 +91,8 @@ def open_consortium(sites: Path, config: Config) -> Consortium:
     if config.distill.reference and (sites / REFERENCE_FOLDER / FILE_NAME).is_file():
         folder = sites / REFERENCE_FOLDER
         manifest = load_manifest(folder)
-        training[REFERENCE_FOLDER] = open_cohort(folder, manifest, config.task, replace(split, test=0.0), config.seed)
+        if manifest.labels:  # baselines learn from labels alone
+            training[REFERENCE_FOLDER] = open_cohort(folder, manifest, config.task, replace(split, test=0.0), config.seed)
     return Consortium(config, training, testing)
 
 

@@ -6,19 +6,25 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from functools import cache
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
 from common.task import Modality
 
+Size = Literal["linear", "small", "base"]
+SIZES: tuple[Size, ...] = get_args(Size)
+"""Of teachers, from the smallest: a hospital says which is the largest that its hardware carries."""
+
 
 class Encoder(nn.Module):
-    """Maps one modality to features; subclasses set ``features``, their number.
+    """Maps one modality to features; subclasses set ``features``, their number, and ``size``, what hardware must carry.
 
     Encoders stay trainable under DP-SGD: no BatchNorm, nothing in-place.
     """
 
     features: int
+    size: Size = "base"
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns features [B, features] of model-ready inputs (shapes: ``common.data.standardise``)."""
@@ -32,8 +38,7 @@ class Fusion(nn.Module):
         """Starts from the consilium's s and b, both [C], if it has such parameters."""
 
 
-EncoderClass = Callable[[Modality, int, float], Encoder]
-_ENCODERS: dict[tuple[str, str], EncoderClass] = {}
+_ENCODERS: dict[tuple[str, str], type[Encoder]] = {}
 FusionClass = Callable[[int, int, int, float], Fusion]
 _FUSIONS: dict[str, FusionClass] = {}
 
@@ -84,7 +89,14 @@ def fusions() -> list[str]:
 def build_encoder(modality: Modality, architecture: str, width: int, dropout: float) -> Encoder:
     """Returns a new encoder; initialised from torch's global generator."""
     _discover()
-    return _ENCODERS[modality.kind, architecture](modality, width, dropout)
+    made: Callable[[Modality, int, float], Encoder] = _ENCODERS[modality.kind, architecture]
+    return made(modality, width, dropout)
+
+
+def size_of(kind: str, architecture: str) -> Size:
+    """Returns the size of an architecture."""
+    _discover()
+    return _ENCODERS[kind, architecture].size
 
 
 def build_fusion(name: str, modalities: int, width: int, outputs: int, dropout: float) -> Fusion:

@@ -152,8 +152,22 @@ def _gate(task: Task, reply: EnrolReply) -> str | None:
         if set(told) != set(known):
             return f"its {what} are not those of task '{task.name}'"
     reason = fault(reply.moments, _no_moments(task), {}, 0)
-    negative = [m for m, a in reply.moments.items() if (a["count"] < 0).any() or (a["variance"] < 0).any()] if not reason else []
-    return f"its statistics of '{negative[0]}' hold a negative count or variance" if negative else reason
+    if reason:
+        return reason
+    for what, arrays in reply.moments.items():
+        if (arrays["count"] < 0).any() or (arrays["variance"] < 0).any():
+            return f"its statistics of '{what}' hold a negative count or variance"
+        if (arrays["count"] > reply.splits["train"] * _observations(task, what)).any():
+            return f"its statistics of '{what}' claim more observations than its training visits have"
+    return None
+
+
+def _observations(task: Task, what: str) -> int:
+    """Returns how many observations of one feature a visit has at most."""
+    if what == LABELS:
+        return 1
+    modality = task.modalities[what]
+    return {"table": 1, "text": 1, "series": modality.steps, "image": modality.pixels**2, "audio": modality.frames}[modality.kind]
 
 
 def _no_moments(task: Task) -> dict[str, Arrays]:

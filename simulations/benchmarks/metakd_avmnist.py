@@ -72,7 +72,7 @@ BENCHMARK = Benchmark(
     ),
     apart=(avmnist.FEW,),
     ablations=(
-        teachers("student", "one, of the student's size", image=["lenet"], audio=["small"]),
+        teachers("student", "one, of the student's size", image=["lenet"], audio=["compact"]),
         teachers("largest", "one, the largest", image=["lenet4"], audio=["base"]),
         *STANDARD,
         *references(0, 0.05, 0.2),

@@ -131,6 +131,11 @@ def test_ready_patients_follow_every_number_of_the_standardisation(site: Site) -
 def test_trainable_groups_are_those_held_and_allowed(site: Site, config: Config) -> None:
     assert site.trainable(config) == ["admission/linear", "cxr/small", "labs/linear", "labs/small", "note/linear"]
     assert limited(site, largest="linear").trainable(config) == ["admission/linear", "labs/linear", "note/linear"]
+    teachers = {**config.model.teachers, "image": ("lenet", "densenet"), "series": ("trend", "gru")}
+    others = replace(config, model=replace(config.model, teachers=teachers))
+    assert limited(site, largest="linear").trainable(others) == ["admission/linear", "labs/trend", "note/linear"]
+    assert {"cxr/lenet", "labs/gru"} <= set(limited(site, largest="small").trainable(others))
+    assert "cxr/densenet" not in limited(site, largest="small").trainable(others)
     assert replace(site, manifest=replace(site.manifest, role="evaluate")).trainable(config) == []
     blind = site.cohort.select((~site.cohort.present[:, 1]).numpy())
     assert "cxr/small" not in replace(site, cohort=blind).trainable(config)

@@ -99,6 +99,10 @@ ENROL: dict[str, tuple[Script, str]] = {
     "more labels than visits": (changed(labels={"event": 41}), "more visits with a label or a modality than training visits"),
     "NaN": (changed(moments=first(nan)), "holds NaN or infinity"),
     "wrong shape": (changed(moments=first(lambda a: a[:2])), r"float64 \(2,\), float64 \(3,\) was sent"),
+    "more observations than visits": (
+        changed(moments=lambda m: {**m, "labs": {**m["labs"], "count": np.full(3, 1e12)}}),
+        "claim more observations than its training visits have",
+    ),
     "negative variance": (
         changed(moments=lambda m: {**m, "labs": {**m["labs"], "variance": -np.ones(3)}}),
         "negative count or variance",

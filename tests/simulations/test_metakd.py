@@ -8,7 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import yaml
 
+from common.data.manifest import FILE_NAME, REFERENCE_FOLDER
 from common.evaluation.metrics import metrics
 from common.evaluation.predictions import predict_patterns
 from simulations import metakd
@@ -87,3 +89,12 @@ def test_a_network_of_one_modality_reads_that_modality_alone(consortium: Consort
     complete = batch.present[:, :2].all(1)
     assert torch.allclose(both[complete], ((one + other) / 2)[complete], atol=1e-5)
     assert complete.any()
+
+
+def test_a_reference_set_without_labels_teaches_no_baseline(consortium: Consortium, tmp_path: Path) -> None:
+    folder = tmp_path / REFERENCE_FOLDER
+    write_folder(folder, consortium.config.task, 40, site="public", seed=5)
+    assert REFERENCE_FOLDER in open_consortium(tmp_path, consortium.config).training
+    manifest = yaml.safe_load((folder / FILE_NAME).read_text())
+    (folder / FILE_NAME).write_text(yaml.dump({k: v for k, v in manifest.items() if k != "labels"}))
+    assert set(open_consortium(tmp_path, consortium.config).training) == {"alder", "birch"}

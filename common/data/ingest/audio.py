@@ -52,7 +52,7 @@ def read_audio(path: Path, modality: Modality) -> NDArray[np.generic]:
     mono = wave.mean(1) - wave.mean()
     loudest = np.abs(mono).max()
     if loudest < SILENT:
-        raise IngestError("the recording is empty: it is silent; give another one, or leave the cell empty")
+        raise IngestError("the recording is silent where it is read, at its start; cut the silence off, or leave the cell empty")
     mono = librosa.resample(mono / loudest, orig_sr=rate, target_sr=modality.sample_rate)
     if len(mono) < window:
         raise IngestError(

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from common.models.registry import Encoder, encoder
+from common.models.registry import Encoder, Size, encoder
 from common.task import Modality
 
 PARTS = 8
@@ -37,6 +37,8 @@ def stretched(x: Tensor, parts: int) -> Tensor:
 @encoder("audio", "linear")
 class LinearAudio(Encoder):
     """Eight parts of the recording and how long it is: with a linear head, a logistic regression on them."""
+
+    size: Size = "linear"
 
     def __init__(self, modality: Modality, width: int, dropout: float) -> None:
         """Args as in :func:`common.models.registry.build_encoder`."""
@@ -78,6 +80,7 @@ class ConvAudio(Encoder):
 class CompactAudio(ConvAudio):
     """The student's sound encoder."""
 
+    size: Size = "small"
     channels = 4
 
 
@@ -85,6 +88,7 @@ class CompactAudio(ConvAudio):
 class SmallAudio(ConvAudio):
     """A teacher with 8 to 16 channels."""
 
+    size: Size = "small"
     channels = 8
 
 

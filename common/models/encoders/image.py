@@ -6,13 +6,15 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from common.models.registry import Encoder, encoder
+from common.models.registry import Encoder, Size, encoder
 from common.task import Modality
 
 
 @encoder("image", "linear")
 class LinearImage(Encoder):
     """An 8 x 8 thumbnail: with a linear head, a logistic regression on it."""
+
+    size: Size = "linear"
 
     def __init__(self, modality: Modality, width: int, dropout: float) -> None:
         """Args as in :func:`common.models.registry.build_encoder`."""
@@ -52,6 +54,7 @@ class ConvImage(Encoder):
 class CompactImage(ConvImage):
     """The student's image encoder."""
 
+    size: Size = "small"
     channels = 4
 
 
@@ -59,6 +62,7 @@ class CompactImage(ConvImage):
 class SmallImage(ConvImage):
     """A teacher with 8 to 16 channels."""
 
+    size: Size = "small"
     channels = 8
 
 
@@ -77,6 +81,7 @@ class LeNet(Encoder):
     4 x 4 feature map. The share of features dropped is the configuration's (SMIL: .5).
     """
 
+    size: Size = "small"
     times = 1
 
     def __init__(self, modality: Modality, width: int, dropout: float) -> None:
@@ -114,6 +119,7 @@ class LeNet2(LeNet):
 class LeNet4(LeNet):
     """A teacher: :class:`LeNet` with everything four times as wide."""
 
+    size: Size = "base"
     times = 4
 
 

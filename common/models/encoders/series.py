@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from common.models.attention import AttentionBlock, Positions, mean_token
 from common.models.encoders.table import WideDeep, deviations
-from common.models.registry import Encoder, encoder
+from common.models.registry import Encoder, Size, encoder
 from common.task import Modality
 
 SUMMARIES = 9
@@ -43,6 +43,8 @@ def summaries(x: Tensor) -> Tensor:
 class LinearSeries(Encoder):
     """The summaries themselves: with a linear head, a logistic regression on them."""
 
+    size: Size = "linear"
+
     def __init__(self, modality: Modality, width: int, dropout: float) -> None:
         """Args as in :func:`common.models.registry.build_encoder`."""
         super().__init__()
@@ -57,6 +59,8 @@ class LinearSeries(Encoder):
 class CompactSeries(WideDeep):
     """The student's series encoder, on the summaries."""
 
+    size: Size = "small"
+
     def __init__(self, modality: Modality, width: int, dropout: float) -> None:
         """Args as in :func:`common.models.registry.build_encoder`."""
         super().__init__(SUMMARIES * len(modality.features), width, width, dropout)
@@ -70,6 +74,7 @@ class CompactSeries(WideDeep):
 class SmallSeries(Encoder):
     """Conv1d over time beside the summaries."""
 
+    size: Size = "small"
     channels = 32
 
     def __init__(self, modality: Modality, width: int, dropout: float) -> None:
@@ -98,6 +103,7 @@ class SmallSeries(Encoder):
 class BaseSeries(SmallSeries):
     """A wider :class:`SmallSeries`."""
 
+    size: Size = "base"
     channels = 96
 
 
@@ -126,6 +132,8 @@ def step_features(x: Tensor) -> Tensor:
 class ConvSeries(Encoder):
     """Three Conv1d layers over the steps, of growing reach."""
 
+    size: Size = "small"
+
     def __init__(self, modality: Modality, width: int, dropout: float) -> None:
         """Args as in :func:`common.models.registry.build_encoder`."""
         super().__init__()
@@ -153,6 +161,8 @@ class ConvSeries(Encoder):
 class AttentionSeries(Encoder):
     """A small Transformer encoder with one token per step."""
 
+    size: Size = "small"
+
     def __init__(self, modality: Modality, width: int, dropout: float) -> None:
         """Args as in :func:`common.models.registry.build_encoder`."""
         super().__init__()
@@ -175,6 +185,8 @@ class AttentionSeries(Encoder):
 @encoder("series", "gru")
 class RecurrentSeries(Encoder):
     """A gated recurrent unit over the steps, Opacus' own: PyTorch's has no gradient per sample."""
+
+    size: Size = "small"
 
     def __init__(self, modality: Modality, width: int, dropout: float) -> None:
         """Args as in :func:`common.models.registry.build_encoder`."""

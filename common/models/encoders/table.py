@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from common.data.standardise import table_columns
-from common.models.registry import Encoder, encoder
+from common.models.registry import Encoder, Size, encoder
 from common.task import Modality
 
 
@@ -33,6 +33,8 @@ def table_features(x: Tensor) -> Tensor:
 @encoder("table", "linear")
 class LinearTable(Encoder):
     """Deviations and missing flags themselves: with a linear head, a logistic regression on them."""
+
+    size: Size = "linear"
 
     def __init__(self, modality: Modality, width: int, dropout: float) -> None:
         """Args as in :func:`common.models.registry.build_encoder`."""
@@ -66,6 +68,7 @@ class WideDeep(Encoder):
 class CompactTable(WideDeep):
     """The student's table encoder."""
 
+    size: Size = "small"
     hidden = 1
 
     def __init__(self, modality: Modality, width: int, dropout: float) -> None:
@@ -88,4 +91,5 @@ class SmallTable(CompactTable):
 class BaseTable(CompactTable):
     """A teacher with 128 hidden units at width 16."""
 
+    size: Size = "base"
     hidden = 8

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from common.models.attention import AttentionBlock, Positions, mean_token
-from common.models.registry import Encoder, encoder
+from common.models.registry import Encoder, Size, encoder
 from common.task import Modality
 
 
@@ -30,6 +30,8 @@ def bag_of_words(x: Tensor, buckets: int) -> Tensor:
 class LinearText(Encoder):
     """The tf-idf vector itself: with a linear head, the logistic regression of text classification."""
 
+    size: Size = "linear"
+
     def __init__(self, modality: Modality, width: int, dropout: float) -> None:
         """Args as in :func:`common.models.registry.build_encoder`."""
         super().__init__()
@@ -43,6 +45,8 @@ class LinearText(Encoder):
 @encoder("text", "compact", "small")
 class BagEncoder(Encoder):
     """A linear map of the tf-idf vector."""
+
+    size: Size = "small"
 
     def __init__(self, modality: Modality, width: int, dropout: float) -> None:
         """Args as in :func:`common.models.registry.build_encoder`."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from common.models.encoders.series import SUMMARIES, summaries
 from common.models.encoders.table import WideDeep, deviations
-from common.models.registry import Encoder, encoder
+from common.models.registry import Encoder, Size, encoder
 from common.task import Modality
 
 TRENDS = SUMMARIES - 1 + 4
@@ -40,6 +40,8 @@ def trends(x: Tensor) -> Tensor:
 class TrendSeries(Encoder):
     """The summaries with trend themselves: with a linear head, a logistic regression on them."""
 
+    size: Size = "linear"
+
     def __init__(self, modality: Modality, width: int, dropout: float) -> None:
         """Args as in :func:`common.models.registry.build_encoder`."""
         super().__init__()
@@ -53,6 +55,8 @@ class TrendSeries(Encoder):
 @encoder("series", "compact-trend")
 class CompactTrendSeries(WideDeep):
     """A student's series encoder, on the summaries with trend."""
+
+    size: Size = "small"
 
     def __init__(self, modality: Modality, width: int, dropout: float) -> None:
         """Args as in :func:`common.models.registry.build_encoder`."""
