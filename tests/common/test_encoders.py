@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from common.models.attention import AttentionBlock
 from common.models.encoders.series import SUMMARIES, steps_since, summaries
 from common.models.encoders.text import bag_of_words
+from common.models.encoders.trend import TRENDS, trends
 from common.models.registry import Encoder, architectures, build_encoder, build_fusion, fusions
 from common.models.student import Student, parameters_of
 from common.models.teacher import Teacher
@@ -212,6 +213,20 @@ def test_series_summaries_see_observed_values_only() -> None:
     later = value.clone()
     later[0, 3, 0] = -3.0
     assert not torch.equal(found, summaries(torch.stack([later * seen, seen], 1)))
+
+
+def test_trends_see_observed_values_only_and_change_between_halves_that_both_have_one() -> None:
+    value = torch.tensor([[-1.0, 0.0, 0.0, 1.0], [9.0, 9.0, 9.0, 1.0], [9.0, 9.0, 9.0, 9.0]]).T[None]
+    seen = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]]).T[None]
+    found = trends(torch.stack([value, seen], 1))
+    assert found.shape == (1, 3 * TRENDS)
+    change, size, count, ever = found[0, 3 * (TRENDS - 4) :].reshape(4, 3)
+    assert change.tolist() == pytest.approx([torch.tensor(2.0).tanh().item(), 0, 0])
+    assert size.tolist() == pytest.approx([torch.tensor(2.0).tanh().item() - 0.5, 0, 0])
+    assert (count + 1).exp().tolist() == pytest.approx([3, 2, 1])
+    assert ever.tolist() == [0.5, 0.5, -0.5]
+    hidden = torch.where(seen > 0, value, -7.0)
+    assert torch.equal(found, trends(torch.stack([hidden, seen], 1)))
 
 
 def test_a_bag_of_words_is_the_normalised_sum_of_its_words_and_padding_does_not_count() -> None:

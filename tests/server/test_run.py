@@ -235,6 +235,16 @@ def test_a_task_whose_modalities_no_site_holds_fails_before_anything_is_trained(
     assert {e["phase"] for e in Record(tmp_path / "run").events("round")} == {"enrol"}
 
 
+def test_without_a_reference_set_somebody_must_train_the_student_unless_only_teachers_are_asked_for(
+    own: Path, tmp_path: Path
+) -> None:
+    shutil.rmtree(own / "reference")
+    with pytest.raises(RunFailed, match=r"nothing would train the student.*refine\.rounds = 0"):
+        run_inproc(sites=own, run_dir=tmp_path / "none", experiment="tiny", overrides=QUICK)
+    run_inproc(sites=own, run_dir=tmp_path / "teachers", experiment="tiny", overrides=[*QUICK, "distill.epochs=0"])
+    assert load_results(tmp_path / "teachers" / "results.json").rows
+
+
 def test_too_few_nodes_for_the_hospitals_name_the_command(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match=r"holds 2 hospitals.*flwr run \. --stream --federation-config 'num-supernodes=2'"):
         run_inproc(sites=tiny, run_dir=tmp_path / "run", experiment="tiny", nodes=1)
