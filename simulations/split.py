@@ -142,7 +142,7 @@ def _write(frame: pd.DataFrame, task: Task, labels: Mapping[str, str], out: Path
     row = ROW
     while row in frame:
         row += "_"
-    frame[row] = np.arange(len(frame))
+    frame = pd.concat([frame, pd.Series(np.arange(len(frame)), name=row)], axis=1)
     patient = wish.patient or row
     kept = list(dict.fromkeys([patient, row, *labels.values(), *(c for names in columns.values() for c in names)]))
     partial = out.with_name(out.name + ".partial")
