@@ -32,7 +32,10 @@ from common.task import TaskType
 from simulations.baselines import Consortium, open_consortium
 from simulations.benchmarks.base import CUSTOM, Benchmark, Split
 
-METHODS = ("student", "teachers", "student-uniform", "student-no-kd", "fedavg", "local", "central")
+UNIFORM = "student-uniform"
+METHODS = ("student", "teachers", UNIFORM, "student-no-kd", "fedavg", "local", "central")
+"""Of these the student with equal weights is left out where the weights are equal anyway, as they are by default."""
+
 METRICS: Mapping[TaskType, tuple[str, ...]] = {
     "multiclass": ("accuracy", "auroc", "f1", "auprc"),
     "regression": ("mae", "rmse", "r2"),
@@ -78,7 +81,7 @@ def custom_benchmark(task: Path, sites: Path, settings: Sequence[str] = ()) -> B
         task_type=config.task.type,
         modalities=names,
         prepare=Prepare(task, sites, config, checksum),
-        methods=METHODS,
+        methods=tuple(m for m in METHODS if m != UNIFORM or config.weights.estimator != "uniform"),
         overrides=dict.fromkeys(METHODS, overrides),
         metrics=METRICS.get(config.task.type, Benchmark.metrics),
         source=hashlib.sha256("\0".join((checksum, *overrides)).encode()).hexdigest(),

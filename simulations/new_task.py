@@ -75,7 +75,7 @@ def _feature(frame: pd.DataFrame, column: str) -> dict[str, Any]:
 
 
 def _outputs(frame: pd.DataFrame, labels: Names) -> tuple[str, list[str]]:
-    """Returns type and outputs of the task that label columns stand for."""
+    """Returns type and outputs of the task that label columns stand for; whole numbers are classes while they are few."""
     yes_no = [c for c in labels if _is_yes_no(frame, c)]
     if len(yes_no) == len(labels):
         return ("binary" if len(labels) == 1 else "multilabel"), list(labels)
@@ -83,9 +83,15 @@ def _outputs(frame: pd.DataFrame, labels: Names) -> tuple[str, list[str]]:
         other = next(c for c in labels if c not in yes_no)
         raise ConsiliumError(f"Several labels must each be 0 or 1, but column '{other}' holds other values. Name one label only.")
     classes = frame[labels[0]].dropna()
+    values, bad = numbers(frame, labels[0])
+    known = values[~np.isnan(values)]
+    if not bad.any() and (len(np.unique(known)) > MOST_CLASSES or (known % 1).any()):
+        return "regression", [labels[0]]
     names = [str(t) for t in texts(pd.Series(np.sort(classes.unique()))).tolist()]
     if len(names) > MOST_CLASSES:
-        raise ConsiliumError(f"Label '{labels[0]}' has {len(names)} classes, more than {MOST_CLASSES}. Is it a number?")
+        raise ConsiliumError(
+            f"Label '{labels[0]}' has {len(names)} classes, more than {MOST_CLASSES}. Name a column with classes or numbers."
+        )
     return "multiclass", names
 
 

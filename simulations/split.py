@@ -29,6 +29,7 @@ from simulations.new_task import Names, infer_task, parse
 PATIENTS = "patients.csv"
 ROW = "row"
 TEST_SITE = "test"
+NAME, OWN = "patient's name", "own site"
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Wish:
     Attributes:
         sites: Number of sites of about equal size and composition; None if ``by`` names them.
         by: Column that names the site of a row; a patient at several stays at the first.
-        labels: Columns with what is predicted: one of 0 and 1 (binary), several of them (multilabel), or one with a class.
+        labels: Columns with what is predicted: one of 0 and 1 (binary), several of them (multilabel), one with a class, or a
+            number (regression).
         modalities: ``name=column,column,prefix*`` of a task that is not written yet.
         patient: Column that names the patient; None if every row is one.
         reference: Share of the patients that become the server's reference set.
@@ -140,7 +142,7 @@ def _write(frame: pd.DataFrame, task: Task, labels: Mapping[str, str], out: Path
     row = ROW
     while row in frame:
         row += "_"
-    frame[row] = np.arange(len(frame))
+    frame = pd.concat([frame, pd.Series(np.arange(len(frame)), name=row)], axis=1)
     patient = wish.patient or row
     kept = list(dict.fromkeys([patient, row, *labels.values(), *(c for names in columns.values() for c in names)]))
     partial = out.with_name(out.name + ".partial")
@@ -180,30 +182,31 @@ def _columns(frame: pd.DataFrame, task: Task) -> dict[str, list[str]]:
 
 
 def _places(frame: pd.DataFrame, wish: Wish, labels: Names) -> NDArray[np.str_]:
-    """Returns the site of every row: whole patients are dealt, each kind of outcome by itself, so that sites are alike in it."""
+    """Returns the site of every row: whole patients are dealt in the order of their outcome, so that sites are alike in it."""
     patient = texts(frame[wish.patient]) if wish.patient else pd.Series(np.arange(len(frame)).astype(str))
     if patient.isna().any():
         raise ConsiliumError(
             f"Column '{wish.patient}' does not name the patient in {int(patient.isna().sum())} row(s). Fill it in."
         )
-    people = pd.DataFrame({"patient": patient.to_numpy(), "outcome": frame[labels].astype(str).agg("/".join, axis=1).to_numpy()})
-    people["own"] = _named_sites(frame, wish.by) if wish.by else ""
-    first = people.groupby("patient", sort=True).first()
+    people = frame[labels].assign(**{NAME: patient.to_numpy(), OWN: _named_sites(frame, wish.by) if wish.by else ""})
     rng = np.random.default_rng(wish.seed)
-    site, dealt = dict[str, str](), 0
-    for _, members in first.groupby("outcome", sort=True):
-        order = rng.permutation(members.index.to_numpy())
-        rank = (np.arange(len(order)) + 0.5) / len(order)
-        at = np.searchsorted([wish.test, wish.test + wish.reference], rank, side="right")
-        rest = order[at == 2]
-        site |= dict.fromkeys(order[at == 0], TEST_SITE) | dict.fromkeys(order[at == 1], REFERENCE_FOLDER)
-        if wish.sites is None:
-            site |= first.loc[rest, "own"].to_dict()
-        else:
-            width = len(str(wish.sites))
-            site |= {p: f"site-{(dealt + i) % wish.sites + 1:0{width}d}" for i, p in enumerate(rest)}
-            dealt += len(rest)
-    return np.array([site[p] for p in patient])
+    order = people.groupby(NAME, sort=True).first().sample(frac=1, random_state=rng).sort_values(list(labels), kind="stable")
+    site = order[OWN].to_numpy(dtype=object)
+    drawn = _every(wish.test, len(order), rng)
+    site[drawn] = TEST_SITE
+    others = np.flatnonzero(~drawn)
+    drawn = _every(wish.reference / (1 - wish.test), len(others), rng)
+    site[others[drawn]] = REFERENCE_FOLDER
+    rest = others[~drawn]
+    if wish.sites is not None:
+        width = len(str(wish.sites))
+        site[rest] = [f"site-{i % wish.sites + 1:0{width}d}" for i in range(len(rest))]
+    return pd.Series(site, index=order.index)[patient].to_numpy().astype(str)
+
+
+def _every(share: float, number: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Returns which of a sorted row are drawn: a share of them, evenly spread, so that every kind of outcome is among them."""
+    return np.asarray(np.diff(np.floor(np.arange(number + 1) * share + rng.random())) > 0)
 
 
 def _named_sites(frame: pd.DataFrame, column: str) -> NDArray[np.str_]:

@@ -1,0 +1,91 @@
+"""docs/your-own-data.md does what it says: its commands are run as they stand there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from pydantic import TypeAdapter
+from sklearn.datasets import load_digits
+from typer.testing import CliRunner
+
+import client.cli
+import simulations.cli
+from common.data.manifest import Source
+from common.evaluation.results import Results, load_results
+from common.task import Task
+
+DOC = Path(__file__).resolve().parents[2] / "docs" / "your-own-data.md"
+PROGRAMS = {"consilium-bench": simulations.cli.app, "consilium-client": client.cli.app}
+SHORT = "--seeds 1 --only student --only teachers"
+BANDS = {"top": "r0_*,r1_*", "brow": "r2_*", "eyes": "r3_*", "nose": "r4_*", "lips": "r5_*", "chin": "r6_*,r7_*"}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", DOC.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def command(line: str) -> str:
+    program, *words = shlex.split(line)
+    done = CliRunner().invoke(PROGRAMS[program], words)
+    assert done.exit_code == 0, (line, done.output, done.exception)
+    return done.output
+
+
+def best_single(results: Results, metric: str) -> tuple[float, float]:
+    """Returns the student's metric with whatever a patient has, and that of the best teacher of a single modality."""
+    rows = [r for r in results.rows if r.metric == metric and (r.site, r.fold, r.output, r.published) == (None,) * 4]
+    student = next(r.mean for r in rows if (r.method, r.pattern) == ("student", "all"))
+    teachers = [r.mean for r in rows if r.method.startswith("teacher:") and "/" not in r.method]
+    assert student is not None
+    return student, max(m for m in teachers if m is not None)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CONSILIUM_RUNS", raising=False)
+    return tmp_path
+
+
+def test_the_worked_example_trains_a_student_that_is_better_than_its_best_single_modality(
+    here: Path, record_property: Any
+) -> None:
+    (example,) = blocks("python")
+    exec(compile(example, str(DOC), "exec"), {})  # noqa: S102
+    split, run, check = (line for block in blocks("sh") for line in block.splitlines())
+    assert "test" in command(split)
+    command(f"{run} {SHORT}")
+    found = load_results(next((here / "runs" / "custom").glob("*/results.json")))
+    assert not any("prot" in r.pattern for r in found.rows)
+    student, single = best_single(found, "auroc")
+    record_property("AUROC of the student, and of its best single modality", (round(student, 3), round(single, 3)))
+    assert student > single
+    assert "Findings: 0" in command(check)
+
+
+def test_six_tables_and_ten_classes_run_from_one_csv(here: Path, record_property: Any) -> None:
+    digits = load_digits()
+    table = pd.DataFrame(digits.data, columns=[f"r{i // 8}_c{i % 8}" for i in range(64)]).assign(y=digits.target)
+    table.to_csv("digits.csv", index=False)
+    modalities = " ".join(f"--modality {name}={columns}" for name, columns in BANDS.items())
+    command(
+        f"consilium-bench split digits.csv --task T.yaml --out sites --sites 3 --test 0.25 --missing 0.2 --label y {modalities}"
+    )
+    command(f"consilium-bench run custom --task T.yaml --sites sites {SHORT} --set teach.rounds=5 --set refine.rounds=3")
+    found = load_results(next((here / "runs" / "custom").glob("*/results.json")))
+    student, single = best_single(found, "accuracy")
+    record_property("accuracy of the student, and of its best single modality", (round(student, 3), round(single, 3)))
+    assert student > single + 0.1
+    assert len({r.pattern for r in found.rows if r.method == "student"}) == 1 + 6 + 6 + 1
+
+
+def test_the_fragments_of_files_fit_their_formats() -> None:
+    task, manifest = (yaml.safe_load(block) for block in blocks("yaml"))
+    assert TypeAdapter(Task).validate_python(task).type == "multiclass"
+    assert [TypeAdapter(Source).validate_python(s).kind for s in manifest["modalities"].values()] == ["table", "table"]

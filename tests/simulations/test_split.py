@@ -1,0 +1,176 @@
+"""One table becomes sites: whole patients, alike in outcome, with what they were told to hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from common.config import SplitConfig, load_config
+from common.data.cohort import Cohort
+from common.data.folder import open_cohort
+from common.data.manifest import load_manifest
+from common.errors import ConsiliumError
+from simulations.split import Wish, split_table
+
+RNA = ["rna_1", "rna_2"]
+MODALITIES = ["rna=rna_*", "clinic=age,sex"]
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """240 visits of 120 patients at three hospitals: two genes, an age, a sex, three classes and two events."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"pid": [f"p{i // 2}" for i in range(240)], "ward": np.repeat(["St. Anne", "north", "south"], 80)})
+    frame[RNA] = rng.normal(size=(240, 2)).round(3)
+    frame["age"] = rng.integers(20, 90, 240).astype(float)
+    frame["sex"] = rng.choice(["F", "M"], 240)
+    frame["stage"] = np.repeat(rng.permutation(np.repeat(["I", "II", "III"], 40)), 2)
+    frame["died"], frame["bled"] = (frame["stage"] == "III").astype(int), frame["age"] > 50
+    frame.loc[5, RNA] = np.nan
+    frame.to_csv(tmp_path / "all.csv", index=False)
+    return tmp_path / "all.csv"
+
+
+def split(table: Path, **wish: Any) -> tuple[pd.DataFrame, Path, Path]:
+    """Returns what was told, the task file and the sites."""
+    task, out = table.parent / "TASK.yaml", table.parent / "sites"
+    wish = {"labels": ["died"], "modalities": MODALITIES} | wish
+    return split_table(table, task, out, Wish(**wish)), task, out
+
+
+def opened(out: Path, task: Path) -> dict[str, Cohort]:
+    config = load_config("custom", [f"task_file={task}"])
+    return {f.name: open_cohort(f, load_manifest(f), config.task, SplitConfig(), 0) for f in sorted(out.iterdir())}
+
+
+def test_every_visit_is_at_one_site_and_patients_stay_whole(table: Path) -> None:
+    told, task, out = split(table, sites=3, patient="pid", test=0.25, reference=0.1)
+    cohorts = opened(out, task)
+    assert list(cohorts) == list(told["site"]) == ["reference", "site-1", "site-2", "site-3", "test"]
+    assert sum(map(len, cohorts.values())) == told["visits"].sum() == 240
+    people = [set(pd.read_csv(out / s / "patients.csv")["pid"]) for s in cohorts]
+    assert sum(map(len, people)) == len(set.union(*people)) == 120
+    assert (told["patients"] * 2 == told["visits"]).all()
+    shares = told.set_index("site")["patients"] / 120
+    assert shares["test"] == pytest.approx(0.25, abs=0.02) and shares["reference"] == pytest.approx(0.1, abs=0.02)
+    assert shares[["site-1", "site-2", "site-3"]].max() - shares[["site-1", "site-2", "site-3"]].min() < 0.02
+    events = [float(c.labels.mean()) for c in cohorts.values()]
+    assert max(events) - min(events) < 0.1
+    assert load_manifest(out / "test").role == "evaluate"
+    assert not any(c.findings for c in cohorts.values())
+
+
+def test_numbers_and_categories_are_told_apart_and_values_stay(table: Path) -> None:
+    _, task, out = split(table, sites=1, reference=0.0)
+    raw = yaml.safe_load(task.read_text())
+    assert raw["modalities"] == {
+        "rna": {"kind": "table", "features": RNA},
+        "clinic": {"kind": "table", "features": {"age": {}, "sex": {"codes": ["F", "M"]}}},
+    }
+    cohort = opened(out, task)["site-1"]
+    frame = pd.read_csv(table)
+    np.testing.assert_allclose(cohort.inputs["rna"].numpy(), frame[RNA].to_numpy(np.float32))
+    assert cohort.present[:, 0].tolist() == frame["rna_1"].notna().tolist()
+    assert cohort.inputs["clinic"][:, 1].tolist() == (frame["sex"] == "F").astype(float).tolist()
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "outputs", "manifest"),
+    [
+        (["died"], "binary", ["died"], {"died": "died"}),
+        (["bled"], "binary", ["bled"], {"bled": "bled"}),
+        (["died", "bled"], "multilabel", ["died", "bled"], {"died": "died", "bled": "bled"}),
+        (["stage"], "multiclass", ["I", "II", "III"], {"class": "stage"}),
+        (["age"], "regression", ["age"], {"age": "age"}),
+    ],
+)
+def test_labels_tell_the_kind_of_task(table: Path, labels: list[str], kind: str, outputs: list[str], manifest: Any) -> None:
+    _, task, out = split(table, sites=2, labels=labels, modalities=["rna=rna_*"])
+    raw = yaml.safe_load(task.read_text())
+    assert (raw["type"], raw["outputs"], load_manifest(out / "site-1").labels) == (kind, outputs, manifest)
+    assert all(c.labelled and not c.findings for c in opened(out, task).values())
+
+
+def test_a_column_names_the_sites(table: Path) -> None:
+    told, task, out = split(table, by="ward", patient="pid", reference=0.0)
+    assert list(told["site"]) == ["St.-Anne", "north", "south"]
+    assert [len(c) for c in opened(out, task).values()] == [80, 80, 80]
+
+
+def test_sites_hold_only_what_they_are_told_to(table: Path) -> None:
+    told, task, out = split(table, sites=2, test=0.2, hold=["site-1=clinic", "test=rna"])
+    assert told.set_index("site").loc[["site-1", "test"], ["rna", "clinic"]].min(axis=1).tolist() == [0, 0]
+    assert list(load_manifest(out / "site-1").modalities) == ["clinic"]
+    assert set(RNA).isdisjoint(pd.read_csv(out / "site-1" / "patients.csv"))
+    assert opened(out, task)["test"].present.any(0).tolist() == [True, False]
+
+
+def test_visits_lack_modalities_at_random_and_never_the_last_one(table: Path) -> None:
+    _, task, out = split(table, sites=1, reference=0.0, missing=0.5)
+    cohort = opened(out, task)["site-1"]
+    assert len(cohort) == 240
+    assert 0.55 < float(cohort.present.float().mean()) < 0.8
+    again, other = table.parent / "again", table.parent / "other"
+    for folder, seed in ((again, 0), (other, 1)):
+        split_table(table, task, folder, Wish(sites=1, reference=0.0, missing=0.5, seed=seed))
+    assert (again / "site-1" / "patients.csv").read_bytes() == (out / "site-1" / "patients.csv").read_bytes()
+    assert (other / "site-1" / "patients.csv").read_bytes() != (out / "site-1" / "patients.csv").read_bytes()
+
+
+def test_a_task_that_is_there_already_names_the_columns(table: Path) -> None:
+    task = {
+        "name": "own",
+        "type": "multiclass",
+        "outputs": ["II", "I", "III"],
+        "modalities": {"clinic": {"kind": "table", "features": ["age"]}},
+    }
+    (table.parent / "TASK.yaml").write_text(yaml.safe_dump(task))
+    _, file, out = split(table, sites=2, labels=["stage"], modalities=[])
+    assert yaml.safe_load(file.read_text()) == task
+    assert {"age", "stage"} <= set(pd.read_csv(out / "site-1" / "patients.csv")) - {"sex", *RNA}
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        ({"sites": 2, "by": "ward"}, "either how many sites"),
+        ({}, "either how many sites"),
+        ({"sites": 2, "test": 0.9}, "leave nobody to train on"),
+        ({"sites": 2, "labels": []}, "needs --label COLUMN"),
+        ({"sites": 2, "labels": ["dyed"]}, "no column 'dyed'; did you mean 'died'"),
+        ({"sites": 2, "labels": ["died", "stage"]}, "column 'stage' holds other values"),
+        ({"sites": 2, "labels": ["pid"]}, "120 classes, more than 50"),
+        ({"sites": 2, "modalities": ["rna=rns_*"]}, r"no column fits 'rns_\*'"),
+        ({"sites": 2, "modalities": ["rna"]}, "is not of the form NAME=COLUMN"),
+        ({"sites": 2, "modalities": ["all=rna_1,died"]}, "'died' is a label"),
+        ({"sites": 2, "modalities": ["who=pid"]}, "Column 'pid' holds 120 different texts"),
+        ({"sites": 2, "modalities": ["1st=age"]}, "'1st' is no name for a modality"),
+        ({"sites": 2, "hold": ["site-3=rna"]}, "no site 'site-3'; did you mean"),
+        ({"sites": 2, "hold": ["site-1=rnb"]}, "no modality 'rnb'; did you mean 'rna'"),
+    ],
+)
+def test_what_cannot_be_done_is_said_and_nothing_is_written(table: Path, wish: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConsiliumError, match=said):
+        split(table, **wish)
+    assert [f.name for f in table.parent.iterdir()] == ["all.csv"]
+
+
+def test_stray_words_in_a_column_of_numbers_are_named_with_their_row(table: Path) -> None:
+    frame = pd.read_csv(table, dtype=str)
+    frame.loc[7, "age"] = "sixty"
+    frame.to_csv(table, index=False)
+    with pytest.raises(ConsiliumError, match=r"Column 'age' holds numbers, but something else in 1 row\(s\), first row 9"):
+        split(table, sites=2)
+
+
+def test_a_folder_with_content_is_left_alone(table: Path) -> None:
+    (table.parent / "sites").mkdir()
+    (table.parent / "sites" / "mine.txt").write_text("keep")
+    with pytest.raises(ConsiliumError, match="is not empty"):
+        split(table, sites=2)
+    assert (table.parent / "sites" / "mine.txt").read_text() == "keep"
