@@ -15,6 +15,7 @@ from common.arrays import write_atomically, write_json
 from common.errors import ConsiliumError
 from common.evaluation.results import FILE_NAME, Comparison, Results, load_results
 from simulations.ablations import MAIN
+from simulations.benchmarks.base import CUSTOM
 from simulations.findings import Effect, Finding, findings, is_ablation
 from simulations.scores import ALL
 from simulations.tables import (
@@ -68,6 +69,8 @@ def keep(run: Path, docs: Path) -> Path:
     """
     results = load_results(run / FILE_NAME)
     about = results.environment
+    if results.benchmark == CUSTOM:
+        raise ConsiliumError(f"{run} is a run on your own data: they have no place in this project's documentation.")
     if about.get("debug"):
         raise ConsiliumError(f"{run} is a debug run: its numbers say nothing about the methods. Run without --debug.")
     if about.get("missing"):

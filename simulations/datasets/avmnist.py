@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import gzip
-import hashlib
 import io
 import re
 import tarfile
@@ -26,7 +25,7 @@ from PIL import Image
 
 from common.data.manifest import REFERENCE_FOLDER
 from common.errors import ConsiliumError
-from simulations.datasets.files import finish_sites, new_sites, verified, write_site
+from simulations.datasets.files import finish_sites, new_sites, verified, with_split, write_site
 
 FOLDER = "avmnist"
 IMAGES = {
@@ -152,9 +151,8 @@ def write_sites(
     finish_sites(partial)
     is_reference = train["site"] == REFERENCE_FOLDER
     places = {"train": train[~is_reference], "reference": train[is_reference], "test": pd.concat(tests.values())}
-    split = hashlib.sha256(train.to_csv(index=False).encode()).hexdigest()
     return {
-        "data_checksum": hashlib.sha256(f"{digits.checksum}{split}".encode()).hexdigest(),
+        "data_checksum": with_split(digits.checksum, train),
         "exclusions": {},
         "n": {role: _counts(rows) for role, rows in places.items() if len(rows)},
     }

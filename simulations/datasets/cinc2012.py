@@ -32,7 +32,7 @@ from sklearn.model_selection import train_test_split
 
 from common.data.manifest import REFERENCE_FOLDER
 from common.errors import ConsiliumError
-from simulations.datasets.files import finish_sites, new_sites, verified, write_site
+from simulations.datasets.files import finish_sites, new_sites, verified, with_split, write_site
 
 FOLDER = "cinc2012"
 HOW_TO_GET = (
@@ -212,7 +212,7 @@ def write_sites(
         str(role): {"stays": len(rows), "deaths": int(rows["death"].sum()), "sites": int(rows["site"].nunique())}
         for role, rows in frame.groupby("role")
     }
-    return {"data_checksum": stays.checksum, "exclusions": dict(stays.exclusions), "n": n}
+    return {"data_checksum": with_split(stays.checksum, frame[["visit", "site"]]), "exclusions": dict(stays.exclusions), "n": n}
 
 
 def _charted(archive: Path) -> pd.DataFrame:

@@ -24,6 +24,7 @@ import yaml
 from numpy.typing import NDArray
 
 from common.errors import ConsiliumError
+from simulations.datasets.files import with_split
 from simulations.partition import assign_modalities, draw_sites, grouped_folds, linked_groups
 
 FOLDER = "eicu_demo"
@@ -221,7 +222,7 @@ def write_sites(
     folder.parent.mkdir(parents=True, exist_ok=True)
     os.replace(partial, folder)
     return {
-        "data_checksum": stays.checksum,
+        "data_checksum": with_split(stays.checksum, frame[["visit", "site"]]),
         "cohort": cohort,
         "exclusions": exclusions,
         "n": {str(role): _counts(rows) | {"sites": rows["site"].nunique()} for role, rows in frame.groupby("role")},

@@ -60,6 +60,11 @@ def verified(root: Path, names: Iterable[str], how_to_get: str) -> str:
     return whole.hexdigest()
 
 
+def with_split(checksum: str, placed: pd.DataFrame) -> str:
+    """Returns the SHA-256 of a data set's checksum and of who was placed where."""
+    return hashlib.sha256(f"{checksum}\n{placed.to_csv(index=False)}".encode()).hexdigest()
+
+
 def new_sites(folder: Path) -> Path:
     """Returns where to write sites; :func:`finish_sites` gives the folder its name, so that sites appear complete or not at all.
 

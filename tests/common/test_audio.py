@@ -96,8 +96,8 @@ def damaged(folder: Path) -> dict[str, str]:
     return {
         "slow.wav": "4000 samples per second, fewer than the task's 8000.* give the original",
         "none.wav": "holds no samples; give another",
-        "silent.wav": "silent; give another",
-        "cancels.wav": "silent; give another",
+        "silent.wav": "silent where it is read, at its start",
+        "cancels.wav": "silent where it is read, at its start",
         "clipped.wav": "is clipped.* recorded at a lower level",
         "loud.wav": "is clipped",
         "click.wav": "shorter than a frame of 32 ms; give the whole",

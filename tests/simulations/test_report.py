@@ -54,6 +54,11 @@ def test_the_document_of_the_project_is_what_its_kept_results_say() -> None:
         load_results(file)
 
 
+def test_results_on_the_users_own_data_are_not_kept_in_the_projects_documentation(tmp_path: Path, methods: Results) -> None:
+    with pytest.raises(ConsiliumError, match="own data"):
+        kept(tmp_path, methods.model_copy(update={"benchmark": "custom"}))
+
+
 def test_only_what_the_document_shows_is_kept(tmp_path: Path, methods: Results, ablation: Results) -> None:
     docs = kept(tmp_path, methods, ablation)
     files = {f.name: load_results(f) for f in (docs / "results").iterdir()}
