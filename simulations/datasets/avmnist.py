@@ -36,7 +36,7 @@ SOUNDS = "free-spoken-digit-dataset.tar.gz"
 HOW_TO_GET = (
     f"Put MNIST's four files ({', '.join(n for pair in IMAGES.values() for n in pair)}) and {SOUNDS}, the 'Free Spoken Digit "
     "Dataset' (https://github.com/Jakobovski/free-spoken-digit-dataset), packed as free-spoken-digit-dataset/recordings/*.wav, "
-    f"into a folder '{FOLDER}', and set CONSILIUM_DATA to the folder that holds it."
+    f"into a folder '{FOLDER}', and set CONSILIUM_DATA to the folder that holds it; or run: consilium-bench fetch {FOLDER}"
 )
 RECORDING = re.compile(r"(\d)_([a-z]+)_(\d+)\.wav")
 SPEAKERS = ("jackson", "nicolas", "theo")

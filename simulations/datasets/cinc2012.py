@@ -38,7 +38,7 @@ FOLDER = "cinc2012"
 HOW_TO_GET = (
     "Download set-a.tar.gz, set-b.tar.gz, Outcomes-a.txt and Outcomes-b.txt of the 'PhysioNet/Computing in Cardiology Challenge "
     f"2012' (https://physionet.org/content/challenge-2012/1.0.0/, open access) into a folder '{FOLDER}', and set CONSILIUM_DATA "
-    f"to the folder that holds '{FOLDER}'."
+    f"to the folder that holds '{FOLDER}'; or run: consilium-bench fetch {FOLDER}"
 )
 FILES = ("Outcomes-a.txt", "Outcomes-b.txt", "set-a.tar.gz", "set-b.tar.gz")
 RECORDS = 4000  # of each set

@@ -31,7 +31,8 @@ FOLDER = "eicu_demo"
 HOW_TO_GET = (
     "Download the 'eICU Collaborative Research Database Demo' v2.0 from PhysioNet (https://physionet.org/content/eicu-crd-demo/, "
     f"open access) into a folder '{FOLDER}', add YAIB's '{FOLDER}' cohorts (https://github.com/rvandewater/YAIB, demo_data/) as "
-    f"its sub-folder 'yaib' (yaib/los/dyn.parquet), and set CONSILIUM_DATA to the folder that holds '{FOLDER}'."
+    f"its sub-folder 'yaib' (yaib/los/dyn.parquet), and set CONSILIUM_DATA to the folder that holds it; or run: "
+    f"consilium-bench fetch {FOLDER}"
 )
 HOURS = 24
 SERIES_FILE = "yaib/los/dyn.parquet"

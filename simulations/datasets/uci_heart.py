@@ -30,7 +30,7 @@ FILES = {centre: f"processed.{centre}.data" for centre in ROWS}
 HOW_TO_GET = (
     f"Download {', '.join(FILES.values())} of 'Heart Disease' from the UCI Machine Learning Repository "
     f"(https://archive.ics.uci.edu/dataset/45/heart+disease, CC BY 4.0) into a folder '{FOLDER}', and set CONSILIUM_DATA to the "
-    f"folder that holds '{FOLDER}'."
+    f"folder that holds '{FOLDER}'; or run: consilium-bench fetch {FOLDER}"
 )
 COLUMNS = ["age", "sex", "cp", "trestbps", "chol", "fbs", "restecg", "thalach", "exang", "oldpeak", "slope", "ca", "thal", "num"]
 LEFT_OUT = ["slope", "ca", "thal"]

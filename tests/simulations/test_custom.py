@@ -67,7 +67,7 @@ def work(written: Path, tmp_path_factory: pytest.TempPathFactory) -> Work:
 def test_every_method_runs_where_a_modality_is_absent_at_the_test(work: Work, method: str) -> None:
     job = Job(method, 0, 0)
     work.run(job)
-    cell = load_cell(work.cell(job))
+    cell = load_cell(work.cell(job), "multiclass")
     assert set(cell.predictions["site"]) == {"test"}
     assert set(cell.predictions["output"]) == {"I", "II", "III", "IV"}
     patterns = {"all", "rna", "meth", "meth+rna"}
@@ -76,8 +76,8 @@ def test_every_method_runs_where_a_modality_is_absent_at_the_test(work: Work, me
 
 def test_what_was_prepared_tells_counts_faults_and_columns_that_say_nothing(work: Work) -> None:
     said = work.prepared(Split(0, 0))
-    assert said["n"]["test"] == {"visits": 44, "patients": 44, "sites": 1}
-    assert said["n"]["train"]["sites"] == 3 and said["n"]["train"]["visits"] + said["n"]["reference"]["visits"] == 136
+    assert said["n"]["test"] == {"visits": 45, "patients": 45, "sites": 1}
+    assert said["n"]["train"]["sites"] == 3 and said["n"]["train"]["visits"] + said["n"]["reference"]["visits"] == 135
     assert said["exclusions"] == {}
     silent = {w.split(":")[0] for w in said["warnings"]}
     assert {"test/patients.csv, row 1, column 'rna_3'", "site-1/patients.csv, row 1, column 'meth_3'"} - silent == {
@@ -196,7 +196,7 @@ def test_the_command_line_runs_and_shows_own_data(own: Path, monkeypatch: pytest
     settings = [word for setting in QUICK for word in ("--set", setting)]
     done = command("run", "custom", *options, "--seeds", 1, "--only", "student", "--only", "teachers", *settings)
     assert done.exit_code == 0, done.output
-    assert "Tested: 44 visits, 44 patients, 1 sites" in done.output and "Accuracy" in done.output
+    assert "Tested: 45 visits, 45 patients, 1 sites" in done.output and "Accuracy" in done.output
     assert "every value is the same" in done.output
     again = command("table", "custom")
     assert again.exit_code == 0 and "custom: all: I, II, III, IV from rna, meth, prot" in again.output
