@@ -46,18 +46,19 @@ def check(
         return
     manifests = {folder: load_manifest(folder) for folder in several}
     sound = [_check_one_of_several(folder, manifest, config, console) for folder, manifest in manifests.items()]
-    _show_findings("Warnings over all sites", shared_patients(manifests), console)
+    readable = {folder: m for (folder, m), opened in zip(manifests.items(), sound, strict=True) if opened is not None}
+    _show_findings("Warnings over all sites", shared_patients(readable), console)
     if not all(sound):
         raise typer.Exit(1)
 
 
-def _check_one_of_several(folder: Path, manifest: Manifest, config: Config, console: Console) -> bool:
-    """Checks a site; what makes it refuse is printed, so that the others are checked too. Returns whether it has no fault."""
+def _check_one_of_several(folder: Path, manifest: Manifest, config: Config, console: Console) -> bool | None:
+    """Checks a site; returns whether it has no fault. What makes it refuse is printed, so that the others are checked: None."""
     try:
         return _check_site(folder, manifest, config, console)
     except ConsiliumError as error:
         console.print(f"Refused: {escape(str(error))}", soft_wrap=True)
-        return False
+        return None
 
 
 def _check_site(folder: Path, manifest: Manifest, config: Config, console: Console) -> bool:

@@ -62,8 +62,13 @@ def custom_benchmark(task: Path, sites: Path, settings: Sequence[str] = ()) -> B
     roles = Counter(m.role for f, m in manifests.items() if f.name != REFERENCE_FOLDER)
     overrides = (f"{TASK_FILE}{task}", *((NO_TEST_PART,) if roles["evaluate"] else ()), *settings)
     config = load_config(CUSTOM, overrides)
-    for manifest in manifests.values():
+    for folder, manifest in manifests.items():
         check_against_task(manifest, config.task)
+        if not manifest.labels and folder.name != REFERENCE_FOLDER:
+            raise ConsiliumError(
+                f"Site '{manifest.site}' has no labels: nothing could be learned or tested there. Add 'labels' to its manifest; "
+                "only the reference set may be without."
+            )
     if not roles["train"]:
         raise ConsiliumError(f"No site in {sites} trains. Write a manifest without 'role: evaluate' for one at least.")
     if not roles["evaluate"] and not config.split.test:
@@ -153,24 +158,29 @@ def _manifests(sites: Path) -> dict[Path, Manifest]:
     return found
 
 
-def _mirror(source: Path, target: Path) -> None:
+def _mirror(source: Path, target: Path, home: Path | None = None) -> None:
     """Makes a folder of links to a site's files (copies, where no link can be made), in which a run may write its own.
+
+    Args:
+        source: Folder of the site, or in it.
+        target: New folder.
+        home: Folder of the site; by default the source.
 
     Raises:
         ConsiliumError: If a file cannot be read.
     """
     target.mkdir(parents=True)
+    home = home or source.resolve()
     try:
-        for entry in sorted(source.iterdir()):
+        for entry in sorted(e for e in source.iterdir() if e.name != OWN_FOLDER):
             place = target / entry.name
-            if entry.is_symlink():
-                place.symlink_to(os.readlink(entry))
+            if not entry.resolve(strict=True).is_relative_to(home):
+                place.symlink_to(entry.resolve())  # out of the site: what reads it says so, as it would in place
             elif entry.is_dir():
-                if entry.name != OWN_FOLDER:
-                    _mirror(entry, place)
+                _mirror(entry, place, home)
             else:
                 with suppress(OSError):
-                    os.link(entry, place)
+                    os.link(entry.resolve(), place)
                 if not place.exists():
                     shutil.copy2(entry, place)
     except OSError as error:

@@ -9,6 +9,7 @@ import logging
 import os
 import pkgutil
 import shutil
+import tarfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from simulations.datasets.remote import RemoteData, RemoteFile
 TIMEOUT_S = 60
 DOWNLOAD = "download"
 CHECKSUMS = "SHA256SUMS"
+UNREADABLE = (OSError, EOFError, zlib.error, tarfile.TarError)
 
 
 def remote_data() -> dict[str, RemoteData]:
@@ -124,7 +126,7 @@ def _get(file: RemoteFile, partial: Path) -> None:
             download.unlink()
         else:
             download.rename(target)
-    except (OSError, EOFError, zlib.error) as error:
+    except UNREADABLE as error:
         raise ConsiliumError(f"{file.url} cannot be unpacked ({type(error).__name__}). Nothing was kept; try again.") from None
 
 
@@ -133,10 +135,20 @@ def _check(data: RemoteData, folder: Path, remedy: str) -> None:
     missing = [file.name for file in data.files if not (folder / file.name).is_file()]
     if missing:
         raise ConsiliumError(f"{folder} lacks {', '.join(missing)}. {remedy}")
+    for file in data.files:
+        found, expected = folder / file.name, file.sha256 or file.content_sha256
+        try:
+            same = file.convert or not expected or _sha256(found, content=not file.sha256) == expected
+        except UNREADABLE:
+            same = False
+        if not same:
+            raise ConsiliumError(f"{found} is not the file that was expected: its SHA-256 is not {expected}. {remedy}")
     try:
         data.check(folder)
     except ConsiliumError as error:
         raise ConsiliumError(f"{error} {remedy}") from None
+    except UNREADABLE as error:
+        raise ConsiliumError(f"A file in {folder} cannot be read ({type(error).__name__}). {remedy}") from None
 
 
 def _sha256(file: Path, *, content: bool = False) -> str:

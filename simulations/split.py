@@ -137,6 +137,8 @@ def _write(frame: pd.DataFrame, task: Task, labels: Mapping[str, str], out: Path
         raise ConsiliumError(f"No row has a label in {', '.join(labels.values())}.")
     place = _places(frame, wish, list(labels.values()))
     held = _held(frame, wish, columns, place)
+    blanked = {c: frame[c].astype(object) if frame[c].dtype == bool else frame[c] for names in columns.values() for c in names}
+    frame = frame.assign(**blanked)  # a column of True and False has no empty cell
     for at, names in enumerate(columns.values()):
         frame.loc[~held[:, at], names] = np.nan
     row = ROW
@@ -155,6 +157,7 @@ def _write(frame: pd.DataFrame, task: Task, labels: Mapping[str, str], out: Path
         manifest = {"schema_version": 1, "site": site, "patients": PATIENTS, "patient": patient, "visit": row}
         role = "evaluate" if site == TEST_SITE and wish.test else "train"
         manifest |= {"labels": dict(labels), "modalities": modalities} | ({"role": role} if role == "evaluate" else {})
+        manifest |= {"label_units": dict(task.units)} if task.units else {}
         folder = partial / site
         folder.mkdir(parents=True)
         lacking = {c for m, names in columns.items() if not present[m] for c in names}

@@ -145,6 +145,10 @@ def test_a_folder_of_sites_is_checked_whole_and_its_patients_are_compared(tiny: 
         done.output.split()
     )
     assert not any(str(name) in done.output for name in table["patient_id"])
+    table.drop(columns="patient_id").to_csv(sites / "alder" / "patients.csv", index=False)
+    done = check(sites)
+    assert done.exit_code == 1 and isinstance(done.exception, SystemExit)
+    assert "lacks column(s) patient_id" in " ".join(done.output.split())
 
 
 def test_files_are_checked_for_a_task_of_ones_own(alder: Path, tmp_path: Path) -> None:

@@ -202,3 +202,32 @@ def test_the_command_line_runs_and_shows_own_data(own: Path, monkeypatch: pytest
     assert again.exit_code == 0 and "custom: all: I, II, III, IV from rna, meth, prot" in again.output
     assert "for your own data" in str(command("run", "demo", *options).exception)
     assert "--task TASK.yaml and --sites DIR" in str(command("run", "custom").exception)
+
+
+def test_only_the_reference_set_may_be_without_labels(own: Path) -> None:
+    for site in ("reference", "test"):
+        file = own / "sites" / site / "manifest.yaml"
+        file.write_text(yaml.safe_dump({k: v for k, v in yaml.safe_load(file.read_text()).items() if k != "labels"}))
+        if site == "reference":
+            assert benchmark(own).name == "custom"
+    with pytest.raises(ConsiliumError, match="Site 'test' has no labels"):
+        benchmark(own)
+
+
+def test_links_are_followed_within_a_site_and_its_own_folder_is_never_taken_along(own: Path, tmp_path: Path) -> None:
+    site = own / "sites" / "site-1"
+    (site / "files").mkdir()
+    (site / "manifest.yaml").rename(site / "files" / "m.yaml")
+    (site / "manifest.yaml").symlink_to("files/m.yaml")
+    (site / "patients.csv").rename(site / "files" / "p.csv")
+    (site / "patients.csv").symlink_to(site / "files" / "p.csv")
+    elsewhere = tmp_path / "private"
+    elsewhere.mkdir()
+    (site / ".consilium").symlink_to(elsewhere)
+    outside = own / "sites" / "site-2" / "patients.csv"
+    (site / "other.csv").symlink_to(outside)
+    said = benchmark(own).prepare(tmp_path / "sites", Split(0, 0))
+    assert said["n"]["train"]["sites"] == 3 and not said["exclusions"]
+    mirrored = tmp_path / "sites" / "site-1"
+    assert not (mirrored / ".consilium").exists() and not any(elsewhere.iterdir())
+    assert not (mirrored / "other.csv").resolve().is_relative_to(tmp_path / "sites")

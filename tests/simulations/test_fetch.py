@@ -72,6 +72,26 @@ def test_what_lies_there_already_is_checked_and_not_fetched_again(served: tuple[
         fetch_data(wards, tmp_path / "data", print)
     (tmp_path / "data" / "wards" / "a.csv").write_bytes(TABLE)
     assert fetch_data(wards, tmp_path / "data", print) == tmp_path / "data" / "wards"
+    other = data_set(RemoteFile("a.csv", "http://127.0.0.1:1/a.csv", sha256=hashlib.sha256(b"other").hexdigest()))
+    with pytest.raises(ConsiliumError, match=r"a\.csv is not the file that was expected.*--to"):
+        fetch_data(other, tmp_path / "data", print)
+    (tmp_path / "data" / "wards" / "a.gz").write_bytes(b"<html>")
+    damaged = data_set(RemoteFile("a.gz", "http://127.0.0.1:1/a.gz", content_sha256="0" * 64))
+    with pytest.raises(ConsiliumError, match=r"a\.gz is not the file that was expected"):
+        fetch_data(damaged, tmp_path / "data", print)
+
+
+def test_a_check_that_finds_no_archive_is_a_clear_error_and_nothing_is_left(served: tuple[Path, str], tmp_path: Path) -> None:
+    home, url = served
+    (home / "a.tar.gz").write_bytes(b"<html>proxy</html>")
+
+    def opens(folder: Path) -> None:
+        with tarfile.open(folder / "a.tar.gz"):
+            raise AssertionError("it is no archive")
+
+    with pytest.raises(ConsiliumError, match=r"cannot be read \(ReadError\)"):
+        fetch_data(data_set(RemoteFile("a.tar.gz", f"{url}/a.tar.gz"), check=opens), tmp_path / "data", print)
+    assert left(tmp_path / "data") == []
 
 
 @pytest.mark.parametrize("which", ["sha256", "content_sha256"])

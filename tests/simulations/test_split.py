@@ -174,3 +174,22 @@ def test_a_folder_with_content_is_left_alone(table: Path) -> None:
     with pytest.raises(ConsiliumError, match="is not empty"):
         split(table, sites=2)
     assert (table.parent / "sites" / "mine.txt").read_text() == "keep"
+
+
+def test_columns_of_true_and_false_may_be_taken_away(table: Path) -> None:
+    frame = pd.read_csv(table)
+    frame["smoker"] = np.arange(len(frame)) % 3 == 0
+    frame.to_csv(table, index=False)
+    _, task, out = split(table, sites=2, modalities=[*MODALITIES, "habits=smoker"], missing=0.4)
+    cohorts = opened(out, task)
+    held = sum(int(c.present[:, list(c.task.modalities).index("habits")].sum()) for c in cohorts.values())
+    assert 0 < held < 240 and not any(c.findings for c in cohorts.values())
+
+
+def test_sites_of_a_regression_name_the_unit_of_their_task(table: Path) -> None:
+    task = {"name": "age", "type": "regression", "outputs": ["age"], "units": {"age": "a"}}
+    modalities = {"rna": {"kind": "table", "features": RNA}}
+    (table.parent / "TASK.yaml").write_text(yaml.safe_dump(task | {"modalities": modalities}))
+    told, file, out = split(table, sites=2, labels=["age"], modalities=(), test=0.2, reference=0.1)
+    assert sum(map(len, opened(out, file).values())) == 239  # one row has no gene
+    assert told.set_index("site")["patients"][["reference", "test"]].tolist() == pytest.approx([24, 48], abs=2)
