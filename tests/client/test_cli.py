@@ -132,14 +132,12 @@ def test_a_folder_of_sites_is_checked_whole_and_its_patients_are_compared(tiny: 
     done = check(sites)
     assert done.exit_code == 0, done.output
     assert re.findall("Site: (.*)", done.output) == ["alder", "birch", "reference"]
-    by_chance = int(re.findall(r"Warnings over all sites: (\d+)", done.output)[0])  # numbers meet
     shutil.copytree(sites / "alder", sites / "cedar")
     change(sites / "cedar", "site: alder", "site: cedar")
     change(sites / "birch", "unit: a", "unit: mo")
     done = check(sites)
     assert done.exit_code == 1
     assert "Refused: " in done.output and "is in 'mo'" in " ".join(done.output.split())
-    assert int(re.findall(r"Warnings over all sites: (\d+)", done.output)[0]) > by_chance
     table = pd.read_csv(sites / "alder" / "patients.csv")
     assert f"{table['patient_id'].nunique()} patient(s), here the first, are also at site 'alder'" in " ".join(
         done.output.split()
