@@ -17,15 +17,6 @@ TUNED = {
 }
 """Chosen for each on inner folds: docs/looks.md."""
 
-CENTRAL = ("distill.epochs=1",)
-TUNED = {
-    "central": CENTRAL,
-    "central-full": CENTRAL,
-    "fedavg": ("refine.rounds=8", "refine.epochs=1", "refine.training.lr=0.005"),
-    "local": ("distill.epochs=2",),
-}
-"""Chosen for each on inner folds: docs/looks.md."""
-
 
 def prepare(folder: Path, split: Split) -> dict[str, Any]:
     """Writes one fold as hospitals; see :data:`simulations.benchmarks.base.Prepare`."""
