@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from simulations.ablations import STANDARD, references, teachers
 from simulations.benchmarks import eicu_mortality
 from simulations.benchmarks.base import Benchmark, Split
 
@@ -37,5 +38,10 @@ BENCHMARK = Benchmark(
     variants=(None, "hospital-sites"),
     overrides=TUNED,
     metrics=("mae", "rmse", "r2"),
-    ablations=eicu_mortality.BENCHMARK.ablations,
+    ablations=(
+        teachers("small", "small networks instead of linear ones", series=["small"], table=["small"], text=["small"]),
+        teachers("two", "linear and small", series=["linear", "small"], table=["linear", "small"], text=["linear", "small"]),
+        *STANDARD,
+        *references(0, 0.05, 0.1),
+    ),
 )

@@ -184,7 +184,8 @@ def test_a_launcher_that_is_told_to_stop_ends_what_it_started(
     app: Path, tmp_path: Path, number: signal.Signals, when: str
 ) -> None:
     code = (
-        "import sys; from pathlib import Path; from common.flower import run_flower; "
+        "import signal; from pathlib import Path; from common.flower import run_flower; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "  # a shell that starts tests behind it lets them ignore it
         "run_flower(experiment='hang', overrides=(), run_dir=Path('run'), sites=Path('sites'), num_supernodes=2, "
         "timeout_s=180, app=Path('app'), show=False)"
     )
