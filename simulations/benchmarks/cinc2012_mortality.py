@@ -11,7 +11,13 @@ from simulations.benchmarks.eicu_mortality import METHODS
 from simulations.datasets import cinc2012
 from simulations.datasets.files import data_folder
 
-TUNED: dict[str, tuple[str, ...]] = {}
+ONE_PLACE = ("model.dropout=0.3", "distill.epochs=5", "distill.training.lr=0.001")
+TUNED = {
+    "central": ONE_PLACE,
+    "central-full": ONE_PLACE,
+    "fedavg": ("model.dropout=0.3", "refine.rounds=15", "refine.epochs=1", "refine.training.lr=0.001"),
+    "local": ONE_PLACE,
+}
 """Chosen for each on inner folds of set a: docs/looks.md."""
 
 
