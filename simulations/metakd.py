@@ -60,7 +60,7 @@ class MetaKD(nn.Module):
 
     def features(self, batch: Batch) -> Tensor:
         """Returns features [B, M, d], zero where absent."""
-        return encode(self.encoders, batch)
+        return encode(self.encoders, batch).pooled
 
     def fused(self, features: Tensor, present: Tensor, weights: Tensor | None = None) -> Tensor:
         """Returns logits [B, C]; with weights [M] the features are multiplied by them."""

@@ -166,7 +166,7 @@ def scaling_gradient(student: Student, meta: Batch) -> tuple[Tensor, float]:
     weights = omega.softmax(1).mean(0)
     with torch.no_grad():
         features = student.features(meta)
-    output = student.speak(features * weights[:, None], meta.present)
+    output = student.speak(features.scaled(weights), meta.present)
     value = task_loss(student.task.type, output.prediction(), meta.labels).mean()
     (gradient,) = torch.autograd.grad(value, omega)
     return gradient, float(value.detach())

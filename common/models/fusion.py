@@ -1,17 +1,45 @@
 """Fusions: from the unimodal features and logits of the modalities present to the fused logits.
 
-Every fusion is called as ``fusion(features, logits, present, weights, prior)`` with features [B, M, d], logits [B, M, C], present
+Every fusion is called as ``fusion(features, logits, present, weights, prior)`` with :class:`Features`, logits [B, M, C], present
 bool [B, M], weights [C or 1, M] (rows sum to one) and prior [C], and returns fused logits [B, C]. Entries of absent modalities
 are zero and must not matter. Logits and prior of exclusive classes come centred (:func:`centred`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor, nn
 
-from common.models.registry import Fusion, fusion
+from common.models.attention import HEADS, AttentionBlock, Positions
+from common.models.registry import Encoder, Fusion, fusion
 from common.task import TaskType
+
+LAYERS = 2
+BOTTLENECKS = 4
+TOKENS = "tokens"  # what a fusion holds under this name belongs to the modality, not to all
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the encoders make of a batch; zero where a modality is absent.
+
+    Attributes:
+        pooled: f_m, [B, M, d].
+        tokens: Of every modality, [B, n_m, t_m]; empty if the fusion reads none.
+        seen: Of every modality, bool [B, n_m].
+    """
+
+    pooled: Tensor
+    tokens: tuple[Tensor, ...] = ()
+    seen: tuple[Tensor, ...] = ()
+
+    def scaled(self, weights: Tensor) -> Features:
+        """Returns them multiplied by weights [M]."""
+        tokens = tuple(t * w for t, w in zip(self.tokens, weights, strict=bool(self.tokens)))
+        return replace(self, pooled=self.pooled * weights[:, None], tokens=tokens)
 
 
 def renormalised(weights: Tensor, present: Tensor) -> Tensor:
@@ -32,17 +60,17 @@ class Joint(Fusion):
     The slot of a missing modality holds the weighted mean of the present features (MetaKD: the plain mean).
     """
 
-    def __init__(self, modalities: int, width: int, outputs: int, dropout: float) -> None:
-        """Args: numbers of modalities, features per modality and outputs; share of features dropped."""
+    def __init__(self, encoders: Mapping[str, Encoder], width: int, outputs: int, dropout: float) -> None:
+        """Args: encoders by modality; numbers of features per modality and of outputs; share of features dropped."""
         super().__init__()
         self.head = nn.Sequential(
-            nn.Linear(modalities * width, 2 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * width, outputs)
+            nn.Linear(len(encoders) * width, 2 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * width, outputs)
         )
 
-    def forward(self, features: Tensor, logits: Tensor, present: Tensor, weights: Tensor, prior: Tensor) -> Tensor:
+    def forward(self, features: Features, logits: Tensor, present: Tensor, weights: Tensor, prior: Tensor) -> Tensor:
         """Returns fused logits; shapes in the module's docstring."""
-        mean = (renormalised(weights.mean(0), present)[:, :, None] * features).sum(1, keepdim=True)
-        filled = torch.where(present[:, :, None], features, mean)
+        mean = (renormalised(weights.mean(0), present)[:, :, None] * features.pooled).sum(1, keepdim=True)
+        filled = torch.where(present[:, :, None], features.pooled, mean)
         fused: Tensor = self.head(filled.flatten(1))
         return fused
 
@@ -51,14 +79,14 @@ class Joint(Fusion):
 class Weighted(Fusion):
     """A head on the weighted sum of the present features."""
 
-    def __init__(self, modalities: int, width: int, outputs: int, dropout: float) -> None:
+    def __init__(self, encoders: Mapping[str, Encoder], width: int, outputs: int, dropout: float) -> None:
         """Args as for :class:`Joint`."""
         super().__init__()
         self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, outputs))
 
-    def forward(self, features: Tensor, logits: Tensor, present: Tensor, weights: Tensor, prior: Tensor) -> Tensor:
+    def forward(self, features: Features, logits: Tensor, present: Tensor, weights: Tensor, prior: Tensor) -> Tensor:
         """Returns fused logits; shapes in the module's docstring."""
-        fused: Tensor = self.head((renormalised(weights.mean(0), present)[:, :, None] * features).sum(1))
+        fused: Tensor = self.head((renormalised(weights.mean(0), present)[:, :, None] * features.pooled).sum(1))
         return fused
 
 
@@ -66,10 +94,10 @@ class Weighted(Fusion):
 class Late(Fusion):
     """b + s sum_m w_m (h_m - prior) over the present modalities: evidence adds up; only s and b are added."""
 
-    def __init__(self, modalities: int, width: int, outputs: int, dropout: float) -> None:
+    def __init__(self, encoders: Mapping[str, Encoder], width: int, outputs: int, dropout: float) -> None:
         """Args as for :class:`Joint`; the scale starts at M, where equal weights add the logits up."""
         super().__init__()
-        self.scale = nn.Parameter(torch.full((outputs,), float(modalities)))
+        self.scale = nn.Parameter(torch.full((outputs,), float(len(encoders))))
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     @torch.no_grad()
@@ -78,9 +106,48 @@ class Late(Fusion):
         self.scale.copy_(scale)
         self.bias.copy_(bias)
 
-    def forward(self, features: Tensor, logits: Tensor, present: Tensor, weights: Tensor, prior: Tensor) -> Tensor:
+    def forward(self, features: Features, logits: Tensor, present: Tensor, weights: Tensor, prior: Tensor) -> Tensor:
         """Returns fused logits; shapes in the module's docstring."""
         return prior + self.bias + self.scale * weighted_evidence(logits, present, weights, prior)
+
+
+@fusion("bottleneck")
+class Bottleneck(Fusion):
+    """Pooled bottleneck attention: modalities exchange information through a few learned tokens alone.
+
+    In every layer the tokens of each modality and the bottleneck attend to each other; then the bottleneck is the weighted mean
+    of what it has become with every modality present (Nagrani et al., 2021, take the plain mean of all). No slot waits for an
+    absent modality: any pattern is legal. "Pooled bottleneck" is the name of Wang et al. (2025), whose definition we could not
+    read; this reading, with layers that the modalities share, is ours.
+    """
+
+    reads_tokens = True
+
+    def __init__(self, encoders: Mapping[str, Encoder], width: int, outputs: int, dropout: float) -> None:
+        """Args as for :class:`Joint`."""
+        super().__init__()
+        inner = -(-width // HEADS) * HEADS
+        self.tokens = nn.ModuleDict({n: nn.Linear(e.token_width or e.features, inner) for n, e in encoders.items()})
+        self.bottleneck = Positions(BOTTLENECKS, inner)
+        self.blocks = nn.ModuleList(AttentionBlock(inner, dropout) for _ in range(LAYERS))
+        self.head = nn.Sequential(nn.LayerNorm(inner), nn.Dropout(dropout), nn.Linear(inner, outputs))
+        self.inner = inner
+
+    def forward(self, features: Features, logits: Tensor, present: Tensor, weights: Tensor, prior: Tensor) -> Tensor:
+        """Returns fused logits; shapes in the module's docstring."""
+        bottleneck = self.bottleneck(features.pooled.new_zeros(len(present), BOTTLENECKS, self.inner))
+        always = present.new_ones(len(present), BOTTLENECKS)
+        share = renormalised(weights.mean(0), present)[:, :, None, None]
+        streams = [layer(tokens) for layer, tokens in zip(self.tokens.values(), features.tokens, strict=True)]
+        for block in self.blocks:
+            after = [
+                block(torch.cat([stream, bottleneck], 1), torch.cat([seen, always], 1))
+                for stream, seen in zip(streams, features.seen, strict=True)
+            ]
+            streams = [a[:, :-BOTTLENECKS] for a in after]
+            bottleneck = (torch.stack([a[:, -BOTTLENECKS:] for a in after], 1) * share).sum(1)
+        fused: Tensor = self.head(bottleneck.mean(1))
+        return fused
 
 
 def weighted_evidence(logits: Tensor, present: Tensor, weights: Tensor, prior: Tensor) -> Tensor:

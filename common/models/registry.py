@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
 from common.task import Modality
@@ -17,29 +19,62 @@ SIZES: tuple[Size, ...] = get_args(Size)
 """Of teachers, from the smallest: a hospital says which is the largest that its hardware carries."""
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What an encoder makes of one modality.
+
+    Attributes:
+        feature: [B, features].
+        tokens: The parts it was made of, [B, n, token_width]: places of a feature map, steps, words, columns.
+        seen: bool [B, n], which of them hold something; the others must not matter.
+    """
+
+    feature: Tensor
+    tokens: Tensor
+    seen: Tensor
+
+
+def all_seen(tokens: Tensor) -> Tensor:
+    """Returns that every token [B, n, t] holds something, bool [B, n]."""
+    return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+
+
 class Encoder(nn.Module):
     """Maps one modality to features; subclasses set ``features``, their number, and ``size``, what hardware must carry.
+
+    One that has parts to tell overrides :meth:`read` and sets ``token_width``; of another its feature is the only token.
+
 
     Encoders stay trainable under DP-SGD: no BatchNorm, nothing in-place.
     """
 
     features: int
     size: Size = "base"
+    token_width: int | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns features [B, features] of model-ready inputs (shapes: ``common.data.standardise``)."""
-        raise TypeError(f"{type(self).__name__} is no encoder: it lacks forward().")
+        if type(self).read is Encoder.read:
+            raise TypeError(f"{type(self).__name__} is no encoder: it lacks forward() and read().")
+        return self.read(x).feature
+
+    def read(self, x: Tensor) -> Reading:
+        """Returns features and tokens of model-ready inputs."""
+        feature = self(x)
+        return Reading(feature, feature[:, None], all_seen(feature[:, None]))
 
 
 class Fusion(nn.Module):
     """Makes fused logits of features and unimodal logits (shapes: ``common.models.fusion``)."""
+
+    reads_tokens = False
 
     def start_at(self, scale: Tensor, bias: Tensor) -> None:
         """Starts from the consilium's s and b, both [C], if it has such parameters."""
 
 
 _ENCODERS: dict[tuple[str, str], type[Encoder]] = {}
-FusionClass = Callable[[int, int, int, float], Fusion]
+FusionClass = Callable[[Mapping[str, Encoder], int, int, float], Fusion]
 _FUSIONS: dict[str, FusionClass] = {}
 
 
@@ -55,7 +90,7 @@ def encoder(kind: str, *names: str) -> Callable[[type[Encoder]], type[Encoder]]:
 
 
 def fusion(name: str) -> Callable[[type[Fusion]], type[Fusion]]:
-    """Registers a fusion class, built as ``cls(modalities, width, outputs, dropout)``."""
+    """Registers a fusion class, built as ``cls(encoders, width, outputs, dropout)``."""
 
     def register(cls: type[Fusion]) -> type[Fusion]:
         _FUSIONS[name] = cls
@@ -99,7 +134,7 @@ def size_of(kind: str, architecture: str) -> Size:
     return _ENCODERS[kind, architecture].size
 
 
-def build_fusion(name: str, modalities: int, width: int, outputs: int, dropout: float) -> Fusion:
-    """Returns a new fusion; initialised from torch's global generator."""
+def build_fusion(name: str, encoders: Mapping[str, Encoder], width: int, outputs: int, dropout: float) -> Fusion:
+    """Returns a new fusion of the modalities with these encoders; initialised from torch's global generator."""
     _discover()
-    return _FUSIONS[name](modalities, width, outputs, dropout)
+    return _FUSIONS[name](encoders, width, outputs, dropout)

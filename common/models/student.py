@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from common.config import ModelConfig
 from common.data.cohort import Batch
-from common.models.fusion import centred
-from common.models.registry import build_encoder, build_fusion
+from common.models.fusion import TOKENS, Features, centred
+from common.models.registry import Encoder, build_encoder, build_fusion
 from common.models.teacher import start_at
 from common.task import Task
 
@@ -54,11 +55,10 @@ class Student(nn.Module):
         super().__init__()
         outputs = len(task.outputs)
         self.task = task
-        self.encoders = nn.ModuleDict(
-            {n: build_encoder(m, model.student[m.kind], model.width, model.dropout) for n, m in task.modalities.items()}
-        )
+        encoders = {n: build_encoder(m, model.student[m.kind], model.width, model.dropout) for n, m in task.modalities.items()}
+        self.encoders = nn.ModuleDict(encoders)
         self.heads = nn.ModuleDict({n: nn.Linear(model.width, outputs) for n in task.modalities})
-        self.fusion = build_fusion(model.fusion, len(task.modalities), model.width, outputs, model.dropout)
+        self.fusion = build_fusion(model.fusion, encoders, model.width, outputs, model.dropout)
         self.register_buffer("omega", torch.zeros(outputs if per_output else 1, len(task.modalities)))
         self.register_buffer("prior", torch.zeros(outputs))
 
@@ -76,39 +76,51 @@ class Student(nn.Module):
         """Returns w = softmax(omega), [C or 1, M]."""
         return self.omega.softmax(1)
 
-    def features(self, batch: Batch) -> Tensor:
-        """Returns f_m, [B, M, d]."""
-        return encode(self.encoders, batch)
+    def features(self, batch: Batch) -> Features:
+        """Returns f_m, and their tokens if the fusion reads them."""
+        return encode(self.encoders, batch, tokens=self.fusion.reads_tokens)
 
-    def speak(self, features: Tensor, present: Tensor) -> StudentOutput:
-        """Returns what heads and fusion make of features [B, M, d] of the modalities present, bool [B, M]."""
-        logits = torch.stack([head(features[:, at]) for at, head in enumerate(self.heads.values())], 1)
+    def speak(self, features: Features, present: Tensor) -> StudentOutput:
+        """Returns what heads and fusion make of the features of the modalities present, bool [B, M]."""
+        logits = torch.stack([head(features.pooled[:, at]) for at, head in enumerate(self.heads.values())], 1)
         heads = centred(self.task.type, logits * present[:, :, None])
         fused = self.fusion(features, heads, present, self.weights(), self.prior)
-        return StudentOutput(features, heads, fused, present)
+        return StudentOutput(features.pooled, heads, fused, present)
 
     def forward(self, batch: Batch) -> StudentOutput:
         """Returns what the student says of a batch."""
         return self.speak(self.features(batch), batch.present)
 
 
-def encode(encoders: nn.ModuleDict, batch: Batch) -> Tensor:
-    """Returns features [B, M, d], zero where absent.
+def encode(encoders: nn.ModuleDict, batch: Batch, *, tokens: bool = False) -> Features:
+    """Returns features, zero where absent; with ``tokens`` also what they were made of.
 
     Every encoder runs on the patients that hold its modality only: what an absent one holds cannot matter.
     """
-    features = []
+
+    def placed(rows: Tensor, held: Tensor) -> Tensor:
+        return rows.new_zeros(len(batch), *rows.shape[1:]).index_copy(0, held, rows)
+
+    pooled, parts, seen = [], [], []
     for at, (name, encoder) in enumerate(encoders.items()):
         held = batch.present[:, at].nonzero().squeeze(1)
-        feature = encoder(batch.inputs[name][held])
-        features.append(feature.new_zeros(len(batch), feature.shape[1]).index_copy(0, held, feature))
-    return torch.stack(features, 1)
+        x = batch.inputs[name][held]
+        if tokens:
+            reading = cast("Encoder", encoder).read(x)
+            parts.append(placed(reading.tokens, held))
+            seen.append(placed(reading.seen, held))
+            pooled.append(placed(reading.feature, held))
+        else:
+            pooled.append(placed(encoder(x), held))
+    return Features(torch.stack(pooled, 1), tuple(parts), tuple(seen))
 
 
 def block_of(parameter: str) -> str:
     """Returns the block that a parameter of the student is aggregated with: a modality, or ``fusion``."""
-    room, name, *_ = parameter.split(".")
-    return name if room in ("encoders", "heads") else "fusion"
+    room, name, *rest = parameter.split(".")
+    if room == "fusion":
+        return rest[0] if name == TOKENS else "fusion"
+    return name
 
 
 def parameters_of(module: nn.Module) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from common.models.attention import AttentionBlock
 from common.models.encoders.series import SUMMARIES, steps_since, summaries
+from common.models.encoders.table import AttentionTable, table_features
 from common.models.encoders.text import bag_of_words
 from common.models.encoders.trend import TRENDS, trends
 from common.models.registry import Encoder, architectures, build_encoder, build_fusion, fusions
@@ -59,6 +60,38 @@ def test_an_encoder_maps_any_number_of_patients_to_its_features_and_leaves_its_i
     assert torch.equal(x, before)
     assert encoder(x[:0]).shape == (0, encoder.features)
     assert torch.allclose(encoder(x[2:3]), features[2:3], atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "architecture"), every_encoder())
+def test_an_encoder_tells_its_feature_and_the_tokens_it_was_made_of(name: str, architecture: str) -> None:
+    encoder = build_encoder(EVERY_KIND[name], architecture, WIDTH, 0.1).eval()
+    x = draw(name, 5)
+    reading = encoder.read(x)
+    assert torch.equal(reading.feature, encoder(x))
+    assert reading.tokens.shape == (5, reading.seen.shape[1], encoder.token_width or encoder.features)
+    assert reading.seen.dtype == torch.bool
+    assert encoder.read(x[:0]).tokens.shape == (0, *reading.tokens.shape[1:])
+    if encoder.token_width is None:
+        assert torch.equal(reading.tokens, reading.feature[:, None])
+
+
+def test_a_column_has_a_token_of_its_own() -> None:
+    encoder = build_encoder(EVERY_KIND["admission"], "attention", WIDTH, 0.0).eval()
+    assert isinstance(encoder, AttentionTable)
+    x = draw("admission", 4)
+    x[:, :, 0], other = 0.3, x.clone()
+    other[:, 0, 0] = 1.5
+    said = table_features(x).unflatten(1, (3, -1))
+    changed = table_features(other).unflatten(1, (3, -1))
+    assert (said != changed).any(1).any(0).tolist() == [True, *[False] * (x.shape[2] - 1)]
+    assert not torch.allclose(encoder(x), encoder(other), atol=1e-4)
+
+
+def test_the_words_that_pad_a_text_are_no_tokens() -> None:
+    x = draw("note", 3)
+    x[:, :, 5:] = 0
+    for architecture in ("base", "attention"):
+        assert not build_encoder(EVERY_KIND["note"], architecture, WIDTH, 0.0).read(x).seen[:, 5:].any()
 
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # the first layer's inputs are data
@@ -190,7 +223,8 @@ def test_an_encoder_class_without_forward_says_so() -> None:
 
 @pytest.mark.parametrize("name", fusions())
 def test_fusions_hold_nothing_in_place_and_no_batch_norm(name: str) -> None:
-    fusion = build_fusion(name, 3, WIDTH, 2, 0.1)
+    encoders = {n: build_encoder(m, "linear", WIDTH, 0.1) for n, m in MODALITIES.items()}
+    fusion = build_fusion(name, encoders, WIDTH, 2, 0.1)
     assert not any(isinstance(m, nn.modules.batchnorm._NormBase) or getattr(m, "inplace", False) for m in leaves(fusion))
 
 

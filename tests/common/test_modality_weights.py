@@ -18,6 +18,7 @@ from common.learning.lessons import Teaching, weights_gradient
 from common.learning.losses import student_loss, task_loss
 from common.learning.modality_weights import Evidence, OmegaAdam, hypergradient, outer_loss, random_patterns, scaling_gradient
 from common.models.ensemble import Calibration
+from common.models.registry import fusions
 from common.models.student import Student, StudentOutput
 from common.task import TaskType
 from tests.common.samples import KINDS, doubled, make_cohort, make_config
@@ -57,7 +58,7 @@ class Setting:
 
 
 @pytest.mark.parametrize("per_output", [False, True])
-@pytest.mark.parametrize("fusion", ["joint", "weighted", "late"])
+@pytest.mark.parametrize("fusion", fusions())
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_hypergradient_equals_central_finite_differences(kind: TaskType, fusion: str, per_output: bool) -> None:
     setting = Setting(kind, fusion, per_output=per_output)
@@ -74,7 +75,7 @@ def test_the_hypergradient_equals_central_finite_differences(kind: TaskType, fus
     assert all(torch.equal(before[n], t) for n, t in setting.student.state_dict().items())
 
 
-@pytest.mark.parametrize("fusion", ["joint", "weighted", "late"])
+@pytest.mark.parametrize("fusion", fusions())
 def test_raising_every_omega_alike_changes_nothing(fusion: str) -> None:
     setting = Setting("binary", fusion, per_output=False)
     gradient, _ = hypergradient(setting.student, setting.inner, setting.train, setting.meta, ETA)
@@ -151,7 +152,7 @@ def test_the_share_says_how_many_samples_are_cut() -> None:
     assert (drawn.sum(1) < 3).float().mean().item() == pytest.approx(0.3 * 2 / 3, abs=0.03)
 
 
-@pytest.mark.parametrize("fusion", ["joint", "weighted", "late"])
+@pytest.mark.parametrize("fusion", fusions())
 @pytest.mark.parametrize("per_output", [False, True])
 def test_the_released_codes_gradient_is_that_of_scaling_the_features_by_the_weights(fusion: str, per_output: bool) -> None:
     setting = Setting("multiclass", fusion, per_output=per_output)
@@ -161,7 +162,7 @@ def test_the_released_codes_gradient_is_that_of_scaling_the_features_by_the_weig
 
     def loss(at: Tensor) -> float:
         with torch.no_grad():
-            scaled = setting.student.features(setting.meta) * at.softmax(1).mean(0)[:, None]
+            scaled = setting.student.features(setting.meta).scaled(at.softmax(1).mean(0))
             output = setting.student.speak(scaled, setting.meta.present)
             return task_loss("multiclass", output.prediction(), setting.meta.labels).mean().item()
 

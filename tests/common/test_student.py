@@ -11,8 +11,8 @@ from torch import Tensor
 from common.data.cohort import Batch
 from common.learning.losses import Lesson, student_loss
 from common.models.ensemble import Calibration, Ensembles, build_teacher, consilium, groups, initial_calibration
-from common.models.fusion import Joint, Late, Weighted, renormalised, weighted_evidence
-from common.models.registry import fusions
+from common.models.fusion import BOTTLENECKS, Bottleneck, Features, Joint, Late, Weighted, renormalised, weighted_evidence
+from common.models.registry import Encoder, build_encoder, fusions
 from common.models.student import Student, StudentOutput, block_of, parameters_of
 from common.task import TaskType
 from tests.common.samples import KINDS, MODEL, OUTPUTS, make_cohort, make_config, make_task
@@ -101,6 +101,11 @@ def test_masking_is_the_same_as_not_holding(kind: TaskType) -> None:
     assert torch.equal(masked, student(Batch(absent, kept.expand(10, 4), batch.labels)).prediction())
 
 
+ENCODERS: dict[str, Encoder] = {
+    n: build_encoder(make_task().modalities[n], "linear", 4, 0.0) for n in ("admission", "labs", "note")
+}
+
+
 def fusion_inputs(outputs: int = 2) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     g = torch.Generator().manual_seed(2)
     present = torch.tensor([[True, True, True], [True, False, True], [False, True, False]])
@@ -117,11 +122,11 @@ def fusion_inputs(outputs: int = 2) -> tuple[Tensor, Tensor, Tensor, Tensor, Ten
 
 def test_late_fusion_adds_the_weighted_evidence_up_and_does_not_renormalise() -> None:
     features, logits, present, weights, prior = fusion_inputs()
-    late = Late(3, 4, 2, 0.0)
+    late = Late(ENCODERS, 4, 2, 0.0)
     with torch.no_grad():
         late.scale.copy_(torch.tensor([2.0, 3.0]))
         late.bias.copy_(torch.tensor([0.1, -0.1]))
-    fused = late(features, logits, present, weights, prior)
+    fused = late(Features(features), logits, present, weights, prior)
     for b in range(3):
         evidence = sum(weights[0, m] * (logits[b, m] - prior) for m in range(3) if present[b, m])
         assert torch.allclose(fused[b], prior + late.bias + late.scale * evidence, atol=1e-6)
@@ -130,25 +135,69 @@ def test_late_fusion_adds_the_weighted_evidence_up_and_does_not_renormalise() ->
 def test_late_fusion_starts_as_the_sum_of_the_unimodal_evidence() -> None:
     features, logits, _, _, prior = fusion_inputs()
     everything, equal = torch.ones(3, 3, dtype=torch.bool), torch.full((1, 3), 1 / 3)
-    fused = Late(3, 4, 2, 0.0)(features, logits, everything, equal, prior)
+    fused = Late(ENCODERS, 4, 2, 0.0)(Features(features), logits, everything, equal, prior)
     assert torch.allclose(fused, prior + (logits - prior).sum(1), atol=1e-6)
 
 
 def test_weighted_fusion_reads_the_renormalised_sum_of_the_present_features() -> None:
     features, logits, present, weights, prior = fusion_inputs()
-    fusion = Weighted(3, 4, 2, 0.0)
-    fused = fusion(features, logits, present, weights, prior)
+    fusion = Weighted(ENCODERS, 4, 2, 0.0)
+    fused = fusion(Features(features), logits, present, weights, prior)
     assert torch.allclose(fused[1], fusion.head((0.5 * features[1, 0] + 0.2 * features[1, 2]) / 0.7), atol=1e-6)
     assert torch.allclose(fused[2], fusion.head(features[2, 1]), atol=1e-6)
 
 
 def test_joint_fusion_fills_an_absent_slot_with_the_weighted_mean_of_the_present_ones() -> None:
     features, logits, present, weights, prior = fusion_inputs()
-    fusion = Joint(3, 4, 2, 0.0)
-    fused = fusion(features, logits, present, weights, prior)
+    fusion = Joint(ENCODERS, 4, 2, 0.0)
+    fused = fusion(Features(features), logits, present, weights, prior)
     filled = (0.5 * features[1, 0] + 0.2 * features[1, 2]) / 0.7
     assert torch.allclose(fused[1], fusion.head(torch.cat([features[1, 0], filled, features[1, 2]])), atol=1e-6)
     assert torch.allclose(fused[0], fusion.head(features[0].flatten()), atol=1e-6)
+
+
+def bottleneck_inputs(*lengths: int) -> tuple[Bottleneck, Features]:
+    torch.manual_seed(3)
+    encoders = dict(ENCODERS)
+    fusion = Bottleneck(encoders, 4, 2, 0.0).eval()
+    tokens = tuple(torch.randn(3, n, e.features) for n, e in zip(lengths, encoders.values(), strict=True))
+    return fusion, Features(fusion_inputs()[0], tokens, tuple(torch.ones(t.shape[:2], dtype=torch.bool) for t in tokens))
+
+
+def test_the_bottleneck_is_pooled_over_the_modalities_present_by_their_weights() -> None:
+    _, logits, present, weights, prior = fusion_inputs()
+    fusion, features = bottleneck_inputs(5, 2, 3)
+    fused = fusion(features, logits, present, weights, prior)
+    shared = fusion.bottleneck(torch.zeros(1, BOTTLENECKS, 4))
+    streams = [layer(t[1:2]) for layer, t in zip(fusion.tokens.values(), features.tokens, strict=True)]
+    for block in fusion.blocks:
+        after = [block(torch.cat([z, shared], 1), torch.ones(1, z.shape[1] + BOTTLENECKS)) for z in streams]
+        streams = [a[:, :-BOTTLENECKS] for a in after]
+        shared = (0.5 * after[0][:, -BOTTLENECKS:] + 0.2 * after[2][:, -BOTTLENECKS:]) / 0.7
+    assert torch.allclose(fused[1], fusion.head(shared.mean(1))[0], atol=1e-5)  # the second patient lacks the second modality
+
+
+def test_a_modality_hears_of_another_through_the_bottleneck_alone() -> None:
+    _, logits, present, weights, prior = fusion_inputs()
+    fusion, features = bottleneck_inputs(5, 2, 3)
+    alone = torch.tensor([[1.0, 0.0, 0.0]])
+    changed = replace(features, tokens=(features.tokens[0], features.tokens[1] + 1, features.tokens[2]))
+    everything = torch.ones_like(present)
+    two = [fusion(f, logits, everything, alone, prior) for f in (features, changed)]
+    assert torch.allclose(*two, atol=1e-6)  # a weight of zero: its exchange never reaches the others
+    both = [fusion(f, logits, everything, weights, prior) for f in (features, changed)]
+    assert not torch.allclose(*both, atol=1e-4)
+
+
+def test_tokens_that_are_not_seen_do_not_matter() -> None:
+    _, logits, present, weights, prior = fusion_inputs()
+    fusion, features = bottleneck_inputs(5, 2, 3)
+    seen = (torch.tensor([[True, True, False, False, True]]).expand(3, 5), *features.seen[1:])
+    hidden = features.tokens[0].clone()
+    hidden[:, 2:4] = 9.0
+    said = fusion(replace(features, seen=seen), logits, present, weights, prior)
+    other = fusion(replace(features, seen=seen, tokens=(hidden, *features.tokens[1:])), logits, present, weights, prior)
+    assert torch.equal(said, other)
 
 
 def test_renormalised_weights_of_the_present_sum_to_one() -> None:

@@ -7,7 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from common.models.registry import Encoder, Size, encoder
+from common.models.encoders.image import read_map
+from common.models.registry import Encoder, Reading, Size, encoder
 from common.task import Modality
 
 PARTS = 8
@@ -67,13 +68,15 @@ class ConvAudio(Encoder):
         layers: list[nn.Module] = []
         for before, after in pairwise(steps):
             layers += [nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1), nn.GroupNorm(4, after), nn.GELU()]
-        self.convolutions = nn.Sequential(*layers, nn.AdaptiveAvgPool2d((3, 3)), nn.Flatten(), nn.Dropout(dropout))
+        self.convolutions = nn.Sequential(*layers, nn.AdaptiveAvgPool2d((3, 3)))
+        self.dropout = nn.Dropout(dropout)
+        self.token_width = steps[-1]
         self.out = nn.Linear(9 * steps[-1], width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, 2, T, K] -> [B, width]."""
-        out: Tensor = self.out(self.convolutions(stretched(x, STRETCHED)[:, None]))
-        return out
+    def read(self, x: Tensor) -> Reading:
+        """[B, 2, T, K] -> [B, width] and nine tokens, the places of the map."""
+        maps = self.convolutions(stretched(x, STRETCHED)[:, None])
+        return read_map(maps, self.out(self.dropout(maps.flatten(1))))
 
 
 @encoder("audio", "compact")

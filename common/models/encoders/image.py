@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from common.models.registry import Encoder, Size, encoder
+from common.models.registry import Encoder, Reading, Size, all_seen, encoder
 from common.task import Modality
 
 
@@ -28,6 +28,12 @@ class LinearImage(Encoder):
         return thumbnail.flatten(1)
 
 
+def read_map(maps: Tensor, feature: Tensor) -> Reading:
+    """Returns a feature with the places of its feature map [B, C, H, W] as tokens."""
+    tokens = maps.flatten(2).transpose(1, 2)
+    return Reading(feature, tokens, all_seen(tokens))
+
+
 class ConvImage(Encoder):
     """Three strided convolutions with GroupNorm, then a linear map of the 4 x 4 feature map."""
 
@@ -41,13 +47,15 @@ class ConvImage(Encoder):
         layers: list[nn.Module] = []
         for before, after in pairwise(steps):
             layers += [nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1), nn.GroupNorm(4, after), nn.GELU()]
-        self.convolutions = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Dropout(dropout))
+        self.convolutions = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4))
+        self.dropout = nn.Dropout(dropout)
+        self.token_width = steps[-1]
         self.out = nn.Linear(16 * steps[-1], width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, 1, H, W] -> [B, width]."""
-        out: Tensor = self.out(self.convolutions(x))
-        return out
+    def read(self, x: Tensor) -> Reading:
+        """[B, 1, H, W] -> [B, width] and 16 tokens, the places of the map."""
+        maps = self.convolutions(x)
+        return read_map(maps, self.out(self.dropout(maps.flatten(1))))
 
 
 @encoder("image", "compact")
@@ -88,6 +96,7 @@ class LeNet(Encoder):
         """Args as in :func:`common.models.registry.build_encoder`."""
         super().__init__()
         self.features = self.times * width
+        self.token_width = 10 * self.times
         padding = 0 if modality.pixels >= 16 else 2
         self.layers = nn.Sequential(
             nn.Conv2d(1, 5 * self.times, kernel_size=5, padding=padding),
@@ -102,10 +111,10 @@ class LeNet(Encoder):
             nn.ReLU(),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, 1, H, W] -> [B, features]."""
-        out: Tensor = self.layers(x)
-        return out
+    def read(self, x: Tensor) -> Reading:
+        """[B, 1, H, W] -> [B, features] and 16 tokens, the places of the map."""
+        maps = self.layers[:7](x)
+        return read_map(maps, self.layers[7:](maps))
 
 
 @encoder("image", "lenet2")
@@ -135,7 +144,7 @@ class ResidualImage(Encoder):
         from monai.networks.nets.regressor import Regressor  # here: it takes seconds
 
         super().__init__()
-        self.features = width
+        self.features, self.token_width = width, 64
         self.network = Regressor(
             in_shape=(1, modality.pixels, modality.pixels),
             out_shape=(width,),
@@ -147,10 +156,10 @@ class ResidualImage(Encoder):
             dropout=dropout or None,
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, 1, H, W] -> [B, width]."""
-        out: Tensor = self.network(x)
-        return out
+    def read(self, x: Tensor) -> Reading:
+        """[B, 1, H, W] -> [B, width] and a token per place of the map."""
+        maps = self.network.net(x)
+        return read_map(maps, self.network.reshape(self.network.final(maps)))
 
 
 @encoder("image", "densenet")
@@ -174,8 +183,9 @@ class DenseNetImage(Encoder):
             norm=("group", {"num_groups": 4}),
             dropout_prob=dropout,
         )
+        self.token_width = 56  # (16 + 4 x 8) / 2 + 4 x 8
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, 1, H, W] -> [B, width]."""
-        out: Tensor = self.network(x)
-        return out
+    def read(self, x: Tensor) -> Reading:
+        """[B, 1, H, W] -> [B, width] and a token per place of the map."""
+        maps = self.network.features(x)
+        return read_map(maps, self.network.class_layers(maps))

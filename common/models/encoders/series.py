@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from common.models.attention import AttentionBlock, Positions, mean_token
 from common.models.encoders.table import WideDeep, deviations
-from common.models.registry import Encoder, Size, encoder
+from common.models.registry import Encoder, Reading, Size, all_seen, encoder
 from common.task import Modality
 
 SUMMARIES = 9
@@ -70,6 +70,11 @@ class CompactSeries(WideDeep):
         return super().forward(summaries(x))
 
 
+def read_steps(steps: Tensor, feature: Tensor) -> Reading:
+    """Returns a feature with the steps [B, T, C] it was made of as tokens."""
+    return Reading(feature, steps, all_seen(steps))
+
+
 @encoder("series", "small")
 class SmallSeries(Encoder):
     """Conv1d over time beside the summaries."""
@@ -90,13 +95,14 @@ class SmallSeries(Encoder):
             nn.GELU(),
         )
         self.deep = nn.Sequential(nn.Dropout(dropout), nn.Linear(2 * self.channels, width))
+        self.token_width = self.channels
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, 2, T, F] -> [B, width]."""
+    def read(self, x: Tensor) -> Reading:
+        """[B, 2, T, F] -> [B, width] and a token per step."""
         maps = self.convolutions(x.transpose(2, 3).flatten(1, 2))
         wide: Tensor = self.wide(summaries(x))
         deep: Tensor = self.deep(torch.cat([maps.mean(2), maps.amax(2)], dim=1))
-        return wide + deep
+        return read_steps(maps.transpose(1, 2), wide + deep)
 
 
 @encoder("series", "base")
@@ -133,6 +139,7 @@ class ConvSeries(Encoder):
     """Three Conv1d layers over the steps, of growing reach."""
 
     size: Size = "small"
+    token_width = CHANNELS
 
     def __init__(self, modality: Modality, width: int, dropout: float) -> None:
         """Args as in :func:`common.models.registry.build_encoder`."""
@@ -150,11 +157,10 @@ class ConvSeries(Encoder):
         self.convolutions = nn.Sequential(*layers)
         self.out = nn.Sequential(nn.Dropout(dropout), nn.Linear(3 * CHANNELS, width))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, 2, T, F] -> [B, width]."""
+    def read(self, x: Tensor) -> Reading:
+        """[B, 2, T, F] -> [B, width] and a token per step."""
         maps = self.convolutions(step_features(x).transpose(1, 2))
-        out: Tensor = self.out(torch.cat([maps.mean(2), maps.amax(2), maps[:, :, -1]], dim=1))
-        return out
+        return read_steps(maps.transpose(1, 2), self.out(torch.cat([maps.mean(2), maps.amax(2), maps[:, :, -1]], dim=1)))
 
 
 @encoder("series", "attention")
@@ -162,6 +168,7 @@ class AttentionSeries(Encoder):
     """A small Transformer encoder with one token per step."""
 
     size: Size = "small"
+    token_width = CHANNELS
 
     def __init__(self, modality: Modality, width: int, dropout: float) -> None:
         """Args as in :func:`common.models.registry.build_encoder`."""
@@ -172,14 +179,13 @@ class AttentionSeries(Encoder):
         self.blocks = nn.ModuleList(AttentionBlock(CHANNELS, dropout) for _ in range(2))
         self.out = nn.Sequential(nn.LayerNorm(CHANNELS), nn.Dropout(dropout), nn.Linear(CHANNELS, width))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, 2, T, F] -> [B, width]."""
+    def read(self, x: Tensor) -> Reading:
+        """[B, 2, T, F] -> [B, width] and a token per step."""
         tokens = self.positions(self.tokens(step_features(x)))
         every = tokens.new_ones(tokens.shape[:2])
         for block in self.blocks:
             tokens = block(tokens, every)
-        out: Tensor = self.out(mean_token(tokens, every))
-        return out
+        return read_steps(tokens, self.out(mean_token(tokens, every)))
 
 
 @encoder("series", "gru")
@@ -187,6 +193,7 @@ class RecurrentSeries(Encoder):
     """A gated recurrent unit over the steps, Opacus' own: PyTorch's has no gradient per sample."""
 
     size: Size = "small"
+    token_width = CHANNELS
 
     def __init__(self, modality: Modality, width: int, dropout: float) -> None:
         """Args as in :func:`common.models.registry.build_encoder`."""
@@ -197,8 +204,7 @@ class RecurrentSeries(Encoder):
         self.recurrent = DPGRU(3 * len(modality.features), CHANNELS, batch_first=True)
         self.out = nn.Sequential(nn.Dropout(dropout), nn.Linear(CHANNELS, width))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, 2, T, F] -> [B, width]."""
+    def read(self, x: Tensor) -> Reading:
+        """[B, 2, T, F] -> [B, width] and a token per step."""
         states, _ = self.recurrent(step_features(x))
-        out: Tensor = self.out(states[:, -1])
-        return out
+        return read_steps(states, self.out(states[:, -1]))

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from common.data.standardise import table_columns
-from common.models.registry import Encoder, Size, encoder
+from common.models.attention import AttentionBlock, mean_token
+from common.models.registry import Encoder, Reading, Size, all_seen, encoder
 from common.task import Modality
 
 
@@ -93,3 +94,30 @@ class BaseTable(CompactTable):
 
     size: Size = "base"
     hidden = 8
+
+
+@encoder("table", "attention")
+class AttentionTable(Encoder):
+    """A small Transformer encoder with a token per column (FT-Transformer's feature tokens; Gorishniy et al., 2021).
+
+    A column's token is linear in its deviations and its missing flag, so that a missing value has a token of its own.
+    """
+
+    size: Size = "small"
+
+    def __init__(self, modality: Modality, width: int, dropout: float) -> None:
+        """Args as in :func:`common.models.registry.build_encoder`."""
+        super().__init__()
+        self.features, self.token_width = width, 2 * width
+        self.columns = table_columns(modality)
+        # One layer for all columns would not know which it reads: grouped, every column has its own.
+        self.tokens = nn.Conv1d(3 * self.columns, self.columns * self.token_width, kernel_size=1, groups=self.columns)
+        self.block = AttentionBlock(self.token_width, dropout)
+        self.out = nn.Sequential(nn.LayerNorm(self.token_width), nn.Dropout(dropout), nn.Linear(self.token_width, width))
+
+    def read(self, x: Tensor) -> Reading:
+        """[B, 2, D] -> [B, width] and a token per column."""
+        said = table_features(x).view(len(x), 3, self.columns).transpose(1, 2).flatten(1)
+        every = x.new_ones(len(x), self.columns)
+        tokens = self.block(self.tokens(said[:, :, None]).view(len(x), self.columns, self.token_width), every)
+        return Reading(self.out(mean_token(tokens, every)), tokens, all_seen(tokens))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from common.models.attention import AttentionBlock, Positions, mean_token
-from common.models.registry import Encoder, Size, encoder
+from common.models.registry import Encoder, Reading, Size, encoder
 from common.task import Modality
 
 
@@ -69,20 +69,20 @@ class ConvText(Encoder):
     def __init__(self, modality: Modality, width: int, dropout: float) -> None:
         """Args as in :func:`common.models.registry.build_encoder`."""
         super().__init__()
-        self.features, self.buckets = width, modality.buckets
+        self.features, self.token_width, self.buckets = width, 2 * width, modality.buckets
         self.words = nn.Embedding(modality.buckets, 2 * width)
         self.phrases = nn.Conv1d(2 * width, 2 * width, kernel_size=3, padding=1)
         self.out = nn.Sequential(nn.Dropout(dropout), nn.Linear(2 * width, width))
         self.wide = nn.Linear(modality.buckets, width)
         nn.init.zeros_(self.wide.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, 2, L] -> [B, width]."""
+    def read(self, x: Tensor) -> Reading:
+        """[B, 2, L] -> [B, width] and a token per word."""
         seen = (x[:, :1] > 0).to(x.dtype)
         maps = functional.gelu(self.phrases(self.words(x[:, 0].long()).transpose(1, 2) * seen)) * seen
         wide: Tensor = self.wide(bag_of_words(x, self.buckets))
         deep: Tensor = self.out(maps.amax(2))
-        return wide + deep
+        return Reading(wide + deep, maps.transpose(1, 2), x[:, 0] > 0)
 
 
 @encoder("text", "attention")
@@ -97,7 +97,7 @@ class AttentionText(Encoder):
         """Args as in :func:`common.models.registry.build_encoder`."""
         super().__init__()
         self.features, self.buckets = width, modality.buckets
-        inner = 2 * width
+        self.token_width = inner = 2 * width
         self.words = nn.Embedding(modality.buckets, inner)
         self.positions = Positions(modality.tokens, inner)
         self.block = AttentionBlock(inner, dropout)
@@ -105,10 +105,10 @@ class AttentionText(Encoder):
         self.wide = nn.Linear(modality.buckets, width)
         nn.init.zeros_(self.wide.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, 2, L] -> [B, width]."""
+    def read(self, x: Tensor) -> Reading:
+        """[B, 2, L] -> [B, width] and a token per word."""
         ids, weights = x[:, 0].long(), x[:, 1] * (x[:, 0] > 0)
-        tokens = self.positions(self.words(ids) * weights[:, :, None])
-        deep: Tensor = self.out(mean_token(self.block(tokens, weights), weights))
+        tokens = self.block(self.positions(self.words(ids) * weights[:, :, None]), weights)
+        deep: Tensor = self.out(mean_token(tokens, weights))
         wide: Tensor = self.wide(bag_of_words(x, self.buckets))
-        return wide + deep
+        return Reading(wide + deep, tokens, weights > 0)
