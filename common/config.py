@@ -28,7 +28,7 @@ from common.models.registry import architectures, fusions
 from common.task import STRICT, Kind, Task
 
 Pairwise = Literal["sigmoid", "ratio"]
-BalanceRule = Literal["none", "distillation"]
+BalanceRule = Literal["none", "distillation", "gradient-modulation"]
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 TASK_FILE = "task_file="
 
@@ -165,10 +165,13 @@ class BalanceConfig:
     """What keeps one modality from being learned at the cost of another.
 
     Attributes:
-        rule: ``distillation`` raises beta of the modalities whose heads have learned least of their teachers' lesson.
+        rule: ``distillation`` raises beta of the modalities whose heads have learned least of their teachers' lesson;
+            ``gradient-modulation`` slows the encoders of those that are ahead (``common/learning/modulation.py``).
+        strength: How hard ``gradient-modulation`` slows them.
     """
 
     rule: BalanceRule = "none"
+    strength: float = Field(default=3.0, gt=0)
 
 
 @dataclass(frozen=True, config=STRICT)

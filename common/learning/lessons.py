@@ -16,6 +16,7 @@ from common.data.cohort import Batch, Cohort
 from common.learning.loop import WHOLE, Fit, Span, fit
 from common.learning.losses import Lesson, student_loss, task_loss
 from common.learning.modality_weights import Evidence, hypergradient, random_patterns, scaling_gradient
+from common.learning.modulation import Modulation
 from common.models.ensemble import Calibration, Ensembles, consilium
 from common.models.fusion import centred, probabilities
 from common.models.student import Student, StudentOutput, block_of
@@ -139,14 +140,20 @@ def train_student(
         validation: If given, the best validated epoch is kept.
     """
     whole = train.batch()
+    modulated = config.balance.rule == "gradient-modulation" and train.labelled
+    modulation = Modulation(train.task, config.balance.strength) if modulated else None
 
     def loss(index: Tensor, generator: torch.Generator) -> Tensor:
         batch = train.batch(index).masked(_drawn(whole.present[index], config, generator))
         lesson = teaching.lesson(index, batch.present, student.omega) if teaching else None
-        return _loss(student(batch), batch, lesson, student.omega, config, labelled=train.labelled)
+        output: StudentOutput = student(batch)
+        if modulation:
+            modulation.see(output, batch)
+        return _loss(output, batch, lesson, student.omega, config, labelled=train.labelled)
 
     validate = (lambda: student_validation_loss(student, validation)) if validation is not None and len(validation) else None
-    return fit(student, len(train), loss, training, epochs=epochs, seed=seed, span=span, validate=validate)
+    pace = modulation.pace if modulation else None
+    return fit(student, len(train), loss, training, epochs=epochs, seed=seed, span=span, validate=validate, pace=pace)
 
 
 def _drawn(present: Tensor, config: Config, generator: torch.Generator) -> Tensor:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,7 @@ def fit(
     seed: int,
     span: Span = WHOLE,
     validate: Callable[[], float] | None = None,
+    pace: Callable[[], Mapping[str, float]] | None = None,
 ) -> Fit:
     """Trains a module in place, and keeps the parameters of the best validated epoch (the start counts as one).
 
@@ -75,9 +77,10 @@ def fit(
         seed: Of shuffling, dropout and whatever the loss draws.
         span: From where to where in its phase these epochs lie, for a learning rate that is annealed over several rounds.
         validate: Returns the validation loss; None keeps the last epoch.
+        pace: Asked before every step: beginning of parameters' names -> share of the learning rate that they learn with.
     """
     generator = torch.Generator().manual_seed(seed)
-    parameters = [p for p in module.parameters() if p.requires_grad]
+    parameters = _groups(module, pace() if pace else {})
     optimiser: torch.optim.Optimizer
     if training.optimiser == "sgd":
         optimiser = torch.optim.SGD(parameters, lr=training.lr, weight_decay=training.weight_decay)
@@ -90,14 +93,15 @@ def fit(
         torch.manual_seed(seed)
         for epoch in range(epochs if size else 0):
             module.train()
-            if training.anneal:
-                for group in optimiser.param_groups:
-                    group["lr"] = annealed(training.lr, span[0] + (span[1] - span[0]) * epoch / epochs)
+            lr = annealed(training.lr, span[0] + (span[1] - span[0]) * epoch / epochs) if training.anneal else training.lr
             losses = []
             for index in minibatches(size, training.batch_size, generator):
                 optimiser.zero_grad()
                 value = loss(index, generator)
                 value.backward()  # type: ignore[no-untyped-call]
+                shares = pace() if pace else {}
+                for group in optimiser.param_groups:
+                    group["lr"] = lr * shares.get(group["name"], 1.0)
                 optimiser.step()
                 losses.append(float(value.detach()) * len(index))
             curve.append(sum(losses) / size)
@@ -106,6 +110,15 @@ def fit(
         module.load_state_dict(best)
     module.eval()
     return Fit(len(curve), tuple(curve), tuple(validated))
+
+
+def _groups(module: nn.Module, names: Iterable[str]) -> list[dict[str, Any]]:
+    """Returns the trainable parameters by the beginnings of their names, those of no other under an empty one."""
+    groups: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(next((n for n in names if name.startswith(n)), ""), []).append(parameter)
+    return [{"params": parameters, "name": name} for name, parameters in groups.items()]
 
 
 def _validated(module: nn.Module, validate: Callable[[], float] | None, seen: list[float]) -> dict[str, Tensor] | None:

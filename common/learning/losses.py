@@ -161,7 +161,7 @@ def betas(kind: TaskType, output: StudentOutput, lesson: Lesson | None, config: 
     has not learned yet (:func:`unlearned`), within ``BALANCE_LIMIT`` of the mean, so that who lags is pulled harder.
     """
     equal = torch.full((output.unimodal.shape[1],), config.beta, dtype=output.unimodal.dtype)
-    if lesson is None or balance == "none":
+    if lesson is None or balance != "distillation":
         return equal
     taught = lesson.taught.any(0)
     left = torch.zeros_like(equal)
