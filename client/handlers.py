@@ -43,7 +43,7 @@ from common.messages import (
     TeachReply,
     TeachRequest,
 )
-from common.models.ensemble import GROUP_SEPARATOR, Calibration, Ensembles, build_teacher
+from common.models.ensemble import Calibration, Ensembles, build_teacher, read_by
 from common.models.student import Student
 
 META_DRAWS = 4
@@ -128,7 +128,7 @@ def teach(site: Site, config: Config, request: TeachRequest) -> TeachReply:
     validated: dict[str, tuple[float, int]] = {}
     losses: dict[str, float] = {}
     for group in (g for g in request.groups if g in allowed):
-        modality = group.split(GROUP_SEPARATOR)[0]
+        modality = read_by(group)
         mine, held_out = train.holding(modality), validation.holding(modality)
         if len(mine) < least:
             continue

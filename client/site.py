@@ -31,7 +31,7 @@ from common.data.standardise import Standardisation
 from common.errors import ConsiliumError, TooManyFaults
 from common.models.ensemble import GROUP_SEPARATOR, groups
 from common.models.registry import SIZES, size_of
-from common.task import Task
+from common.task import COMPLETE, Task
 
 LOG = logging.getLogger(__name__)
 OWN_FOLDER = ".consilium"
@@ -101,14 +101,20 @@ class Site:
         return self._ready[key]
 
     def trainable(self, config: Config) -> list[str]:
-        """Returns the (modality, architecture) groups that this site holds training patients for and whose size it allows."""
+        """Returns the groups that this site holds training patients for and whose size it allows."""
         if self.manifest.role == "evaluate":
             return []
         train = self.cohort.part("train")
-        held = {m for m in config.task.modalities if len(train.holding(m))}
+        held = {m for m in (*config.task.modalities, COMPLETE) if len(train.holding(m))}
         allowed = SIZES[: SIZES.index(self.manifest.limits.largest) + 1]
+        kinds = {n: m.kind for n, m in config.task.modalities.items()}
+
+        def carried(modality: str, architecture: str) -> bool:
+            encoders = {modality: architecture} if modality in kinds else {m: config.model.student[k] for m, k in kinds.items()}
+            return all(size_of(kinds[m], a) in allowed for m, a in encoders.items())
+
         pairs = ((g, *g.split(GROUP_SEPARATOR)) for g in groups(config.task, config.model))
-        return [g for g, m, a in pairs if m in held and size_of(config.task.modalities[m].kind, a) in allowed]
+        return [g for g, m, a in pairs if m in held and carried(m, a)]
 
     @contextmanager
     def own_folder(self) -> Iterator[Path]:

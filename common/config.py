@@ -25,7 +25,7 @@ from pydantic.dataclasses import dataclass
 
 from common.errors import ConsiliumError, keys_at, nearest
 from common.models.registry import architectures, fusions
-from common.task import STRICT, Kind, Task
+from common.task import COMPLETE, STRICT, Kind, Task
 
 Pairwise = Literal["sigmoid", "ratio"]
 BalanceRule = Literal["none", "distillation", "gradient-modulation"]
@@ -62,6 +62,8 @@ class ModelConfig:
         width: Features per modality, d.
         fusion: Name of the student's fusion.
         dropout: Share of features dropped while training.
+        complete: Fusion of one more teacher, which reads all modalities of the visits that lack none (its encoders are as the
+            student's); None is without.
     """
 
     teachers: dict[Kind, tuple[str, ...]]
@@ -69,6 +71,7 @@ class ModelConfig:
     width: int = Field(default=16, ge=1)
     fusion: str = "joint"
     dropout: float = Field(default=0.1, ge=0, lt=1)
+    complete: str | None = None
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -112,6 +115,8 @@ class DistillConfig:
         beta: Weight of every unimodal head's distillation.
         gamma: Weight of the fused head's distillation from the consilium.
         delta: Weight of the pairwise feature distillation.
+        epsilon: Weight of the distillation from the teacher of complete visits, of whom the student sees what a drawn pattern
+            leaves (``model.complete``).
         pairwise: Its gate: ``sigmoid`` (ours), or ``ratio`` (MetaKD's released code).
         tau: Temperature of the sigmoid gate.
         dropout: Share of patients whose pattern is cut down to a random non-empty subset.
@@ -128,6 +133,7 @@ class DistillConfig:
     beta: float = Field(default=1.0, ge=0)
     gamma: float = Field(default=1.0, ge=0)
     delta: float = Field(default=0.1, ge=0)
+    epsilon: float = Field(default=1.0, ge=0)
     pairwise: Pairwise = "sigmoid"
     tau: float = Field(default=0.5, gt=0)
     dropout: float = Field(default=0.5, ge=0, le=1)
@@ -348,8 +354,9 @@ def _keys_at(path: Sequence[str]) -> list[str]:
 
 def _check_names(config: Config) -> None:
     """Checks every component name of the configuration against the registries."""
-    if config.model.fusion not in fusions():
-        raise ConsiliumError(f"Unknown fusion '{config.model.fusion}'{nearest(config.model.fusion, fusions())}")
+    for fusion in filter(None, (config.model.fusion, config.model.complete)):
+        if fusion not in fusions():
+            raise ConsiliumError(f"Unknown fusion '{fusion}'{nearest(fusion, fusions())}")
     for kind in {m.kind for m in config.task.modalities.values()}:
         if kind not in config.model.teachers or kind not in config.model.student:
             raise ConsiliumError(
@@ -359,7 +366,9 @@ def _check_names(config: Config) -> None:
             if name not in architectures(kind):
                 raise ConsiliumError(f"Unknown architecture '{name}' for kind '{kind}'{nearest(name, architectures(kind))}")
     named = {f"{n}-{a}" for n, m in config.task.modalities.items() for a in architectures(m.kind)}
-    named |= {"default"} | {a for kind in config.model.teachers for a in architectures(kind)}
+    named |= {"default", f"{COMPLETE}-{config.model.complete}"} | {
+        a for kind in config.model.teachers for a in architectures(kind)
+    }
     for name in config.teach.training:
         if name not in named:
             raise ConsiliumError(f"Unknown group or architecture '{name}' in teach.training{nearest(name, named)}")

@@ -16,7 +16,8 @@ TaskType = Literal["binary", "multilabel", "multiclass", "regression"]
 STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True)  # a class may be called 0
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 LABELS = "labels"  # where modalities are listed by name: the targets of a regression task
-RESERVED = {"all", "fusion", LABELS}  # the pattern of whatever is present; the student's common block
+COMPLETE = "complete"  # where modalities are listed by name: all of them, of the visits that lack none
+RESERVED = {"all", "fusion", LABELS, COMPLETE}  # the pattern of whatever is present; the student's common block
 EVERY_SUBSET = 5  # most modalities of which every subset is evaluated: 31 patterns; ten would have 1,023
 
 
@@ -114,7 +115,7 @@ class Task:
             raise ValueError("a task needs at least one modality")
         for name in self.modalities:
             if not NAME.fullmatch(name) or name in RESERVED:
-                rule = "letters, digits, '_' and '-', a letter first, not 'all', 'fusion' or 'labels'"
+                rule = "letters, digits, '_' and '-', a letter first, not 'all', 'complete', 'fusion' or 'labels'"
                 raise ValueError(f"'{name}' is no name for a modality: {rule}")
         return self
 

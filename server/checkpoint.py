@@ -12,7 +12,8 @@ from pydantic import TypeAdapter
 
 from common.arrays import Arrays, read_arrays, write_arrays, write_json
 from common.errors import ConsiliumError
-from common.models.ensemble import GROUP_SEPARATOR
+from common.models.ensemble import read_by
+from common.task import COMPLETE
 
 Phase = Literal["enrolling", "teaching", "distilling", "refining", "evaluating", "finished", "failed"]
 STATE_FILE = "state.json"
@@ -99,7 +100,7 @@ class RunState(PlainState):
 
     def modality_sites(self) -> dict[str, list[str]]:
         """Returns modality -> the sites that train a teacher of it."""
-        held = {n: {g.split(GROUP_SEPARATOR)[0] for g in s.groups} for n, s in self.sites.items()}
+        held = {n: {read_by(g) for g in s.groups} - {COMPLETE} for n, s in self.sites.items()}
         return {m: sorted(n for n, mine in held.items() if m in mine) for m in sorted(set().union(*held.values()))}
 
     def teachers(self, *, unseeing: bool = False) -> dict[str, Arrays]:

@@ -19,6 +19,7 @@ from common.errors import ConsiliumError
 from common.evaluation.intervals import Sample, interval, paired_difference
 from common.evaluation.metrics import LOWER_IS_BETTER, metrics
 from common.evaluation.results import Comparison, Results, Row, Weight
+from common.task import COMPLETE, pattern_name
 from simulations.benchmarks.base import Benchmark
 from simulations.results import Cell, environment
 
@@ -201,6 +202,7 @@ class _Builder:
         found: list[Comparison] = []
         for other in dict.fromkeys(method for method, _ in self.tables if method != OURS):
             lone = other.removeprefix(TEACHER).split("/")[0] if other.startswith(TEACHER) else ALL
+            lone = pattern_name(self.benchmark.modalities) if lone == COMPLETE else lone
             found += self._compare(ALL, other, lone)
         for pattern in dict.fromkeys(pattern for method, pattern in self.tables if method == OURS and pattern != ALL):
             teachers = {m: f"{TEACHER}{m}" for m in pattern.split("+") if self._paired(pattern, f"{TEACHER}{m}", m)}

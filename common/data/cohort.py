@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.data.standardise import Moments, Standardisation, moments, target_moments, visits_behind
-from common.task import LABELS, Task
+from common.task import COMPLETE, LABELS, Task
 
 SPLITS = ("train", "meta", "validation", "test")
 
@@ -48,6 +48,10 @@ class Batch:
     def __len__(self) -> int:
         """Returns B."""
         return len(self.present)
+
+    def taken(self, index: Tensor) -> Batch:
+        """Returns the patients at indices, in that order."""
+        return Batch({m: x[index] for m, x in self.inputs.items()}, self.present[index], self.labels[index])
 
     def masked(self, present: Tensor) -> Batch:
         """Returns the batch with fewer modalities present."""
@@ -103,14 +107,15 @@ class Cohort:
         return self.select(np.isin(self.split, splits))
 
     def holding(self, modality: str) -> Cohort:
-        """Returns the visits that have a modality."""
+        """Returns the visits that have a modality, or lack none (``complete``)."""
+        if modality == COMPLETE:
+            return self.select(self.present.all(1).numpy())
         return self.select(self.present[:, list(self.task.modalities).index(modality)].numpy())
 
     def batch(self, index: Tensor | None = None) -> Batch:
         """Returns visits, all by default, as a batch."""
-        if index is None:
-            return Batch(self.inputs, self.present, self.labels)
-        return Batch({m: x[index] for m, x in self.inputs.items()}, self.present[index], self.labels[index])
+        whole = Batch(self.inputs, self.present, self.labels)
+        return whole if index is None else whole.taken(index)
 
     def moments(self) -> dict[str, Moments]:
         """Returns the feature moments of every modality over the training visits that hold it, and of targets (raw cohort)."""

@@ -14,10 +14,10 @@ from torch import Tensor
 from common.data.cohort import Batch, Cohort
 from common.data.standardise import Standardisation
 from common.evaluation.metrics import metrics
-from common.models.ensemble import GROUP_SEPARATOR, Calibration, Ensembles, consilium
+from common.models.ensemble import Calibration, Ensembles, consilium, read_by
 from common.models.fusion import probabilities
 from common.models.student import Student
-from common.task import Task, pattern_name, patterns
+from common.task import COMPLETE, Task, pattern_name, patterns
 
 ALL = "all"
 STUDENT = "student"
@@ -29,14 +29,15 @@ class Speaker:
     """Something that predicts.
 
     Attributes:
-        name: ``student``, ``teachers``, ``teacher:<modality>`` (its ensemble) or ``teacher:<modality>/<architecture>``.
+        name: ``student``, ``teachers``, ``teacher:<modality>`` (its ensemble), ``teacher:<modality>/<architecture>`` or
+            ``teacher:complete``.
         logits: From a batch to logits [B, C].
-        only: The single modality that it can read, if so.
+        only: The pattern that it can read, if it is only one.
     """
 
     name: str
     logits: Callable[[Batch], Tensor]
-    only: str | None = None
+    only: tuple[str, ...] | None = None
 
 
 def student_speaker(student: Student) -> Speaker:
@@ -56,10 +57,12 @@ def teachers_speakers(ensembles: Ensembles, calibration: Calibration, omega: Ten
     found = [Speaker(TEACHERS, together)] if ensembles.modalities() == set(task.modalities) else []
     for at, name in enumerate(task.modalities):
         if name in ensembles.modalities():
-            found.append(Speaker(f"teacher:{name}", lambda batch, at=at: ensembles(batch)[:, at], name))  # type: ignore[misc]
+            found.append(Speaker(f"teacher:{name}", lambda batch, at=at: ensembles(batch)[:, at], (name,)))  # type: ignore[misc]
     for group, teacher in ensembles.members.items():
-        name = group.split(GROUP_SEPARATOR)[0]
-        found.append(Speaker(f"teacher:{group}", lambda batch, t=teacher, m=name: t(batch.inputs[m]), name))  # type: ignore[misc]
+        name = read_by(group)
+        found.append(Speaker(f"teacher:{group}", lambda batch, t=teacher, m=name: t(batch.inputs[m]), (name,)))  # type: ignore[misc]
+    if (complete := ensembles.of_complete) is not None:
+        found.append(Speaker(f"teacher:{COMPLETE}", lambda batch: complete(batch).fused, tuple(sorted(task.modalities))))
     return found
 
 
@@ -87,7 +90,7 @@ def predict_patterns(raw: Cohort, speakers: Sequence[Speaker], scaling: Standard
             continue
         batch = visits.batch().masked(kept)
         for speaker in speakers:
-            if speaker.only is not None and pattern != (speaker.only,):
+            if speaker.only is not None and pattern != speaker.only:
                 continue
             said = speaker.logits(batch)
             scores = scaling.outcomes(task, said) if task.type == "regression" else probabilities(task.type, said)

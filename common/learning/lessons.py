@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from common.learning.loop import WHOLE, Fit, Span, fit
 from common.learning.losses import Lesson, student_loss, task_loss
 from common.learning.modality_weights import Evidence, hypergradient, random_patterns, scaling_gradient
 from common.learning.modulation import Modulation
-from common.models.ensemble import Calibration, Ensembles, consilium
+from common.models.ensemble import Calibration, CompleteTeacher, Ensembles, consilium
 from common.models.fusion import centred, probabilities
 from common.models.student import Student, StudentOutput, block_of
 from common.models.teacher import Teacher
@@ -28,7 +28,7 @@ PSEUDO_EVENTS = 10.0
 
 
 def train_teacher(
-    teacher: Teacher,
+    teacher: Teacher | CompleteTeacher,
     modality: str,
     train: Cohort,
     training: Training,
@@ -42,27 +42,35 @@ def train_teacher(
 
     Args:
         teacher: What is trained.
-        modality: What it reads.
-        train: Training visits that hold the modality.
+        modality: What it reads; ``complete`` for all.
+        train: Training visits that hold it.
         training: Optimiser.
         epochs: Most epochs.
         seed: Of this place, round and group.
         span: Of the round in its phase (:func:`common.learning.loop.span_of`).
         validation: If given, the best validated epoch is kept.
     """
-    kind, x, y = train.task.type, train.inputs[modality], train.labels
 
     def loss(index: Tensor, generator: torch.Generator) -> Tensor:
-        return task_loss(kind, teacher(x[index]), y[index]).mean()
+        return _teacher_loss(teacher, modality, train.task.type, train.batch(index))
 
     validate = (lambda: teacher_loss(teacher, modality, validation)) if validation is not None and len(validation) else None
     return fit(teacher, len(train), loss, training, epochs=epochs, seed=seed, span=span, validate=validate)
 
 
 @torch.no_grad()
-def teacher_loss(teacher: Teacher, modality: str, cohort: Cohort) -> float:
-    """Returns a teacher's mean task loss on visits that hold its modality."""
-    return float(task_loss(cohort.task.type, teacher(cohort.inputs[modality]), cohort.labels).mean())
+def teacher_loss(teacher: Teacher | CompleteTeacher, modality: str, cohort: Cohort) -> float:
+    """Returns a teacher's mean task loss on visits that hold what it reads."""
+    return float(_teacher_loss(teacher, modality, cohort.task.type, cohort.batch()))
+
+
+def _teacher_loss(teacher: Teacher | CompleteTeacher, modality: str, kind: TaskType, batch: Batch) -> Tensor:
+    """Returns the mean task loss; of the teacher of complete visits that of the fused head and of every unimodal one."""
+    if not isinstance(teacher, CompleteTeacher):
+        return task_loss(kind, teacher(batch.inputs[modality]), batch.labels).mean()
+    output = teacher(batch)
+    heads = [output.fused, *output.unimodal.unbind(1)]
+    return torch.stack([task_loss(kind, logits, batch.labels).mean() for logits in heads]).mean()
 
 
 @torch.no_grad()
@@ -87,17 +95,24 @@ class Teaching:
         logits: [N, M, C].
         taught: bool [N, M].
         calibration: Of the consilium.
+        complete: Of the teacher of complete visits, [N, C], if there is one.
+        whole: bool [N], the complete visits.
     """
 
     logits: Tensor
     taught: Tensor
     calibration: Calibration
+    complete: Tensor | None = None
+    whole: Tensor | None = None
 
     def lesson(self, index: Tensor, present: Tensor, omega: Tensor) -> Lesson:
         """Returns what the teachers say of patients whose pattern is ``present`` [B, M]."""
         taught = self.taught[index] & present
         fused = consilium(self.logits[index], taught, omega.softmax(1), self.calibration)
-        return Lesson(self.logits[index], taught, fused, self.calibration.prior)
+        lesson = Lesson(self.logits[index], taught, fused, self.calibration.prior)
+        if self.complete is None or self.whole is None:
+            return lesson
+        return replace(lesson, complete=self.complete[index], whole=self.whole[index])
 
     def evidence(self, kind: TaskType) -> Evidence | None:
         """Returns how the teachers' evidence overlaps, over the patients that all of them know."""
@@ -111,7 +126,9 @@ def teach_cohort(ensembles: Ensembles | None, cohort: Cohort, calibration: Calib
     if ensembles is None or not len(cohort):
         return None
     has_teacher = torch.tensor([m in ensembles.modalities() for m in cohort.task.modalities])
-    return Teaching(ensembles(cohort.batch()), cohort.present & has_teacher, calibration)
+    batch = cohort.batch()
+    taught = cohort.present & has_teacher
+    return Teaching(ensembles(batch), taught, calibration, ensembles.complete(batch), cohort.present.all(1))
 
 
 def train_student(

@@ -103,12 +103,16 @@ class Lesson:
         taught: bool [B, M], where a modality is present and has teachers that may teach.
         consilium: Logits [B, C] of the weighted teachers; a function of omega.
         prior: Log-odds of the outputs in training, [C].
+        complete: Logits [B, C] of the teacher of complete visits, who was shown what a drawn pattern hides from the student.
+        whole: bool [B], the complete visits among them; both None without such a teacher.
     """
 
     unimodal: Tensor
     taught: Tensor
     consilium: Tensor
     prior: Tensor
+    complete: Tensor | None = None
+    whole: Tensor | None = None
 
 
 def student_loss(
@@ -143,6 +147,9 @@ def student_loss(
         total = total + _weight(whole, config.labels) * task_loss(kind, output.fused, batch.labels)
     if lesson is not None:
         total = total + config.gamma * whole * distillation_loss(kind, output.fused, lesson.consilium, config.temperature)
+    if lesson is not None and lesson.complete is not None and lesson.whole is not None:
+        kd = distillation_loss(kind, output.prediction(), lesson.complete, config.temperature)
+        total = total + config.epsilon * lesson.whole * kd
     for m in range(output.unimodal.shape[1]):
         if labelled:
             weight = config.alpha * output.present[:, m] * _weight(taught[:, m], config.labels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from common.config import ModelConfig
 from common.data.cohort import Batch
 from common.models.fusion import centred, weighted_evidence
+from common.models.student import Student, StudentOutput
 from common.models.teacher import Teacher
-from common.task import Task
+from common.task import COMPLETE, Task
 
 GROUP_SEPARATOR = "/"
 
@@ -22,14 +23,38 @@ def group_name(modality: str, architecture: str) -> str:
     return f"{modality}{GROUP_SEPARATOR}{architecture}"
 
 
+def read_by(group: str) -> str:
+    """Returns what the teachers of a group read: a modality, or ``complete`` for all of them."""
+    return group.split(GROUP_SEPARATOR)[0]
+
+
 def groups(task: Task, model: ModelConfig) -> list[str]:
-    """Returns every (modality, architecture) group of a task."""
-    return [group_name(n, a) for n, m in task.modalities.items() for a in model.teachers[m.kind]]
+    """Returns every group of a task: (modality, architecture), and the teacher of complete visits with its fusion."""
+    complete = [group_name(COMPLETE, model.complete)] if model.complete else []
+    return [group_name(n, a) for n, m in task.modalities.items() for a in model.teachers[m.kind]] + complete
 
 
-def build_teacher(group: str, task: Task, model: ModelConfig, prior: Tensor | None = None) -> Teacher:
+class CompleteTeacher(nn.Module):
+    """A teacher of visits that lack no modality: a student that never has to do without."""
+
+    def __init__(self, task: Task, model: ModelConfig, fusion: str, prior: Tensor | None = None) -> None:
+        """Args: what is predicted from what; its encoders; its fusion; the logits [C] that it starts from."""
+        super().__init__()
+        self.network = Student(task, replace(model, fusion=fusion))
+        if prior is not None:
+            self.network.start_at(prior)
+
+    def forward(self, batch: Batch) -> StudentOutput:
+        """Returns what it says of complete visits."""
+        output: StudentOutput = self.network(batch)
+        return output
+
+
+def build_teacher(group: str, task: Task, model: ModelConfig, prior: Tensor | None = None) -> Teacher | CompleteTeacher:
     """Returns a new teacher of a group, which starts from the prior [C] if given."""
     name, architecture = group.split(GROUP_SEPARATOR)
+    if name == COMPLETE:
+        return CompleteTeacher(task, model, architecture, prior)
     return Teacher(task.modalities[name], architecture, len(task.outputs), width=model.width, dropout=model.dropout, prior=prior)
 
 
@@ -56,7 +81,7 @@ def initial_calibration(task: Task, prior: Tensor, *, scale: bool = True) -> Cal
 
 
 class Ensembles(nn.Module):
-    """E_m for every modality: teachers of several architectures."""
+    """E_m for every modality: teachers of several architectures; and the teacher of complete visits, if there is one."""
 
     def __init__(self, task: Task, model: ModelConfig, states: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Builds the teachers.
@@ -69,15 +94,33 @@ class Ensembles(nn.Module):
         super().__init__()
         self.task = task
         self.members = nn.ModuleDict()
+        self.of_complete: CompleteTeacher | None = None
         for group in sorted(states):
             teacher = build_teacher(group, task, model)
             teacher.load_state_dict(dict(states[group]))
-            self.members[group] = teacher
+            if isinstance(teacher, CompleteTeacher):
+                self.of_complete = teacher
+            else:
+                self.members[group] = teacher
         self.eval()
 
     def modalities(self) -> set[str]:
         """Returns the modalities that have a teacher."""
-        return {g.split(GROUP_SEPARATOR)[0] for g in self.members}
+        return {read_by(g) for g in self.members}
+
+    @torch.no_grad()
+    def complete(self, batch: Batch) -> Tensor | None:
+        """Returns the logits [B, C] of the teacher of complete visits, centred over exclusive classes and 0 for the others.
+
+        None if there is no such teacher.
+        """
+        if self.of_complete is None:
+            return None
+        held = batch.present.all(1).nonzero().squeeze(1)
+        said = torch.zeros(len(batch), len(self.task.outputs))
+        if len(held):
+            said = said.index_copy(0, held, self.of_complete(batch.taken(held)).fused)
+        return centred(self.task.type, said)
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> Tensor:
@@ -85,7 +128,7 @@ class Ensembles(nn.Module):
         columns = []
         for at, name in enumerate(self.task.modalities):
             held = batch.present[:, at].nonzero().squeeze(1)
-            mine = [t for g, t in self.members.items() if g.split(GROUP_SEPARATOR)[0] == name]
+            mine = [t for g, t in self.members.items() if read_by(g) == name]
             column = torch.zeros(len(batch), len(self.task.outputs))
             if mine and len(held):
                 x = batch.inputs[name][held]

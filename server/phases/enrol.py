@@ -16,9 +16,9 @@ from common.errors import nearest
 from common.learning.lessons import log_odds
 from common.learning.loop import derive_seed
 from common.messages import EnrolReply, EnrolRequest
-from common.models.ensemble import GROUP_SEPARATOR, build_teacher
+from common.models.ensemble import build_teacher, read_by
 from common.models.ensemble import groups as all_groups
-from common.task import LABELS, Modality, Task
+from common.task import COMPLETE, LABELS, Modality, Task, pattern_name
 from server.checkpoint import Enrolled
 from server.prior import estimated_counts
 from server.rounds import NODE, RunFailed
@@ -191,12 +191,13 @@ def _columns(modality: Modality) -> int:
 def _groups(run: Run, reply: EnrolReply) -> list[str]:
     """Returns the groups that a site trains: those for which it tells enough training visits."""
     least, kept = run.config.federation.min_patients, []
-    for modality in run.config.task.modalities:
-        mine = sorted(g for g in reply.architectures if g.split(GROUP_SEPARATOR)[0] == modality)
-        told = reply.modalities.get(modality)
+    complete = reply.patterns.get(pattern_name(run.config.task.modalities), 0)
+    for modality, told in [*((m, reply.modalities.get(m)) for m in run.config.task.modalities), (COMPLETE, complete)]:
+        mine = sorted(g for g in reply.architectures if read_by(g) == modality)
         if mine and (told is None or told < least):
             held = "an undisclosed small number of" if told is None else told
-            reason = f"{held} training visits hold '{modality}', federation.min_patients = {least}"
+            what = "all modalities" if modality == COMPLETE else f"'{modality}'"
+            reason = f"{held} training visits hold {what}, federation.min_patients = {least}"
             run.record.event("left-out", site=reply.site, groups=mine, reason=reason)
         else:
             kept += mine
@@ -219,6 +220,12 @@ def _check_groups(run: Run) -> None:
         raise RunFailed(
             f"no site trains on {', '.join(missing)}, which task '{run.config.task.name}' asks for. Invite a site that holds it, "
             "or take it out of the task."
+        )
+    if run.config.model.complete and not any(read_by(g) == COMPLETE for g in run.state.group_sites()):
+        raise RunFailed(
+            f"no site may train the teacher of complete visits (model.complete): none tells enough visits that hold all of "
+            f"{', '.join(run.config.task.modalities)}, or allows networks of its size. Leave model.complete out, or invite a site "
+            "that has such visits."
         )
 
 

@@ -1,4 +1,4 @@
-"""Phase 2: the sites of every (modality, architecture) group train its teacher together."""
+"""Phase 2: the sites of every group train its teacher together."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from common.data.cohort import Cohort
 from common.learning.lessons import train_teacher
 from common.learning.loop import derive_seed, span_of
 from common.messages import TeachReply, TeachRequest
-from common.models.ensemble import GROUP_SEPARATOR, build_teacher
+from common.models.ensemble import build_teacher, read_by
 from server.aggregation import weighted_mean
 from server.distillation import REFERENCE
 from server.rounds import require_quorum
@@ -63,8 +63,8 @@ def teach(run: Run) -> None:
 
 
 def _at_the_server(run: Run, reference: Cohort, group: str) -> dict[str, tuple[Arrays, int]]:
-    """Trains a teacher on the reference patients that hold its modality; nothing if they are too few."""
-    config, modality = run.config, group.split(GROUP_SEPARATOR)[0]
+    """Trains a teacher on the reference patients that hold what it reads; nothing if they are too few."""
+    config, modality = run.config, read_by(group)
     mine = reference.part("train", "meta").holding(modality)
     if len(mine) < config.federation.min_patients:
         return {}
