@@ -224,8 +224,8 @@ def _check_groups(run: Run) -> None:
     if run.config.model.complete and not any(read_by(g) == COMPLETE for g in run.state.group_sites()):
         raise RunFailed(
             "no site may train the teacher of complete visits (model.complete): none tells enough visits that hold all of "
-            f"{', '.join(run.config.task.modalities)}, or allows networks of its size. Leave model.complete out, or invite a site "
-            "that has such visits."
+            f"{', '.join(run.config.task.modalities)}, or allows networks of its size. Leave model.complete out, or invite a "
+            "site that has such visits."
         )
 
 
