@@ -44,7 +44,7 @@ from common.messages import (
     TeachRequest,
 )
 from common.models.ensemble import Calibration, Ensembles, build_teacher, read_by
-from common.models.student import Student
+from common.models.student import Student, build_student
 
 META_DRAWS = 4
 PACKAGES = ("flwr", "torch", "numpy")
@@ -190,7 +190,7 @@ def evaluate(site: Site, config: Config, request: EvaluateRequest) -> EvaluateRe
 
 def load_student(config: Config, arrays: Arrays) -> Student:
     """Returns the student that a message carries."""
-    student = Student(config.task, config.model, per_output=config.weights.per_output)
+    student = build_student(config.task, config.model, per_output=config.weights.per_output)
     student.load_state_dict(tensors(arrays))
     return student.eval()
 
@@ -226,7 +226,7 @@ def _meta_gradients(
         ]
         gradients["omega"] = torch.stack(draws).mean(0).numpy()
     on_meta = teach_cohort(ensembles, several, calibration)
-    if on_meta is not None and config.distill.scale:
+    if on_meta is not None and config.distill.scale and config.task.type != "segmentation":
         s, b = calibration.scale.clone().requires_grad_(True), calibration.bias.clone().requires_grad_(True)
         value = calibration_loss(on_meta, several.labels, config.task.type, student.omega, Calibration(s, b, calibration.prior))
         gradients["scale"], gradients["bias"] = (g.numpy() for g in torch.autograd.grad(value, [s, b]))

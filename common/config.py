@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -31,6 +31,7 @@ Pairwise = Literal["sigmoid", "ratio"]
 BalanceRule = Literal["none", "distillation", "gradient-modulation"]
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 TASK_FILE = "task_file="
+VOLUME_FUSIONS = ("joint", "weighted", "late")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -52,6 +53,9 @@ class Training:
     anneal: bool = False
 
 
+PatchEdge = Annotated[int, Field(ge=8, multiple_of=4)]
+
+
 @dataclass(frozen=True, config=STRICT)
 class ModelConfig:
     """Networks.
@@ -60,6 +64,7 @@ class ModelConfig:
         teachers: Modality kind -> architectures of its ensemble.
         student: Modality kind -> architecture of the student's encoder.
         width: Features per modality, d.
+        patch: Part of a volume that a step of training sees, and a window of inference; None is all of it (``segmentation``).
         fusion: Name of the student's fusion.
         dropout: Share of features dropped while training.
         complete: Fusion of one more teacher, which reads all modalities of the visits that lack none (its encoders are as the
@@ -69,6 +74,7 @@ class ModelConfig:
     teachers: dict[Kind, tuple[str, ...]]
     student: dict[Kind, str]
     width: int = Field(default=16, ge=1)
+    patch: tuple[PatchEdge, PatchEdge, PatchEdge] | None = None
     fusion: str = "joint"
     dropout: float = Field(default=0.1, ge=0, lt=1)
     complete: str | None = None
@@ -357,6 +363,11 @@ def _check_names(config: Config) -> None:
     for fusion in filter(None, (config.model.fusion, config.model.complete)):
         if fusion not in fusions():
             raise ConsiliumError(f"Unknown fusion '{fusion}'{nearest(fusion, fusions())}")
+    if config.task.type == "segmentation" and (config.model.fusion not in VOLUME_FUSIONS or config.model.complete):
+        raise ConsiliumError(
+            f"A segmentation is fused by {', '.join(VOLUME_FUSIONS)}, without a teacher of complete visits: set model.fusion to "
+            "one of them, and leave model.complete out."
+        )
     for kind in {m.kind for m in config.task.modalities.values()}:
         if kind not in config.model.teachers or kind not in config.model.student:
             raise ConsiliumError(

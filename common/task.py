@@ -11,14 +11,19 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-Kind = Literal["image", "series", "text", "table", "audio"]
-TaskType = Literal["binary", "multilabel", "multiclass", "regression"]
+Kind = Literal["image", "series", "text", "table", "audio", "volume"]
+TaskType = Literal["binary", "multilabel", "multiclass", "regression", "segmentation"]
 STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True)  # a class may be called 0
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+MASK = "mask"
 LABELS = "labels"  # where modalities are listed by name: the targets of a regression task
 COMPLETE = "complete"  # where modalities are listed by name: all of them, of the visits that lack none
 RESERVED = {"all", "fusion", LABELS, COMPLETE}  # the pattern of whatever is present; the student's common block
 EVERY_SUBSET = 5  # most modalities of which every subset is evaluated: 31 patterns; ten would have 1,023
+
+
+VoxelEdge = Annotated[int, Field(ge=8, multiple_of=4)]
+Length = Annotated[float, Field(gt=0)]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -58,6 +63,8 @@ class Modality:
         frames: Frames kept from the start of a recording; shorter ones are padded (``audio``).
         window_ms: Length of a frame in milliseconds (``audio``).
         hop_ms: From the start of a frame to that of the next, in milliseconds (``audio``).
+        voxels: Grid in which a volume is centred; a larger one is a fault (``volume``).
+        spacing_mm: Edge lengths of a voxel in mm to which volumes are resampled; by default they stay as they are (``volume``).
     """
 
     kind: Kind
@@ -72,6 +79,8 @@ class Modality:
     frames: int = Field(default=48, ge=8)
     window_ms: float = Field(default=32.0, ge=4)
     hop_ms: float = Field(default=16.0, ge=1)
+    voxels: tuple[VoxelEdge, VoxelEdge, VoxelEdge] = (64, 64, 64)
+    spacing_mm: tuple[Length, Length, Length] | None = None
 
     @model_validator(mode="after")
     def _features_where_needed(self) -> Modality:
@@ -87,11 +96,12 @@ class Task:
     Attributes:
         name: Name of the task.
         type: ``binary`` and ``multilabel`` predict every output by itself, ``multiclass`` exactly one of them; the outputs of
-            ``regression`` are numbers.
+            ``regression`` are numbers, those of ``segmentation`` regions of a volume, which may overlap.
         outputs: Names of the outputs, in the order of the logits. A binary task has one.
         modalities: Modalities by name, in the order of the modality weights.
         units: Output -> UCUM unit in which it is counted (``regression``); without, it is a pure number.
         log: Outputs with a heavy tail, above -1: networks learn log(1 + y) of them (``regression``).
+        regions: Output -> the values of a mask that belong to the region (``segmentation``); 0 is background.
     """
 
     name: str
@@ -100,6 +110,7 @@ class Task:
     modalities: dict[str, Modality]
     units: dict[str, str] = field(default_factory=dict)
     log: tuple[str, ...] = ()
+    regions: dict[str, tuple[Annotated[int, Field(ge=1)], ...]] = field(default_factory=dict)
 
     @model_validator(mode="after")
     def _outputs_fit_type(self) -> Task:
@@ -113,6 +124,14 @@ class Task:
             raise ValueError("'units' and 'log' may name outputs of a regression task only")
         if not self.modalities:
             raise ValueError("a task needs at least one modality")
+        segments = self.type == "segmentation"
+        if set(self.regions) != (set(self.outputs) if segments else set()) or not all(self.regions.values()):
+            raise ValueError("'regions' names, for every output of a segmentation task and no other, the values of the mask")
+        volumes = [m for m in self.modalities.values() if m.kind == "volume"]
+        if len(volumes) != (len(self.modalities) if segments else 0):
+            raise ValueError("the modalities of a segmentation task, and of no other, are of kind 'volume'")
+        if len({(m.voxels, m.spacing_mm) for m in volumes}) > 1:
+            raise ValueError("the volumes of a task have the same 'voxels' and 'spacing_mm'")
         for name in self.modalities:
             if not NAME.fullmatch(name) or name in RESERVED:
                 rule = "letters, digits, '_' and '-', a letter first, not 'all', 'complete', 'fusion' or 'labels'"
@@ -121,8 +140,11 @@ class Task:
 
     @property
     def label_columns(self) -> tuple[str, ...]:
-        """Keys under ``labels`` in a manifest: one per output, or the single ``class`` of a multiclass task."""
-        return ("class",) if self.type == "multiclass" else self.outputs
+        """Keys under ``labels`` in a manifest: one per output, or the single ``class`` of a multiclass task.
+
+        That of a segmentation is ``mask``, a column of paths.
+        """
+        return {"multiclass": ("class",), "segmentation": (MASK,)}.get(self.type, self.outputs)
 
 
 def pattern_name(modalities: Iterable[str]) -> str:

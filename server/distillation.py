@@ -18,7 +18,7 @@ from common.learning.lessons import Teaching, fit_calibration, teach_cohort, tra
 from common.learning.loop import Fit, derive_seed
 from common.learning.modality_weights import Evidence, OmegaAdam
 from common.models.ensemble import Calibration, Ensembles, initial_calibration
-from common.models.student import Student
+from common.models.student import Student, build_student
 
 FOLDS = 5
 REFERENCE = "reference set"  # as the name of a place: no site can have it, it holds a space
@@ -46,7 +46,7 @@ def new_student(config: Config, prior: Tensor) -> Student:
     """Returns a student initialised from the run's seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "student"))
-        student = Student(config.task, config.model, per_output=config.weights.per_output)
+        student = build_student(config.task, config.model, per_output=config.weights.per_output)
     student.start_at(prior)
     return student
 
@@ -78,7 +78,7 @@ def distil(
         adam = learn_weights(config, student, reference, unseeing, calibration, progress)
         calibration = calibrated(config, reference, teaching, evidence, student.omega, calibration)
     if config.distill.gamma:  # who does not learn from the consilium does not start from it either
-        student.fusion.start_at(calibration.scale, calibration.bias)
+        student.start_fusion_at(calibration.scale, calibration.bias)
     train, validation = training_part(config, reference), reference.part("validation")
     fit = train_student(
         student,
@@ -104,14 +104,14 @@ def calibrated(
     """Returns s and b for the weights as they are: from the evidence's overlap, then fitted if the reference set has labels.
 
     Args:
-        config: Of the run; with ``distill.scale`` off, s and b stay as they are.
+        config: Of the run; with ``distill.scale`` off, and for the voxels of a segmentation, s and b stay as they are.
         reference: Whom the teachers of ``teaching`` never saw.
         teaching: What they say of them.
         evidence: How their evidence overlaps, if enough patients tell.
         omega: [C or 1, M].
         start: s and b without any of that.
     """
-    if teaching is None or not config.distill.scale:
+    if teaching is None or not config.distill.scale or config.task.type == "segmentation":
         return start
     if evidence is not None:
         start = Calibration(evidence.scale(omega.softmax(1)), torch.zeros_like(start.bias), start.prior)

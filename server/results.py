@@ -12,7 +12,7 @@ from common.evaluation.predictions import STUDENT
 from common.evaluation.results import Results, Row, Weight
 from common.messages import code_hash
 from common.models.ensemble import build_teacher
-from common.models.student import Student, parameters_of
+from common.models.student import build_student, parameters_of
 from server.checkpoint import RunState
 
 PACKAGES = ("flwr", "torch", "numpy", "pandas", "monai", "pydicom")
@@ -31,7 +31,7 @@ def summary(config: Config, state: RunState) -> Results:
     """
     bytes_per_site = {s: float(sum(sum(ways) for ways in phases.values())) for s, phases in state.traffic.items()}
     sizes = {f"teacher:{g}": parameters_of(build_teacher(g, config.task, config.model)) for g in state.teachers()}
-    sizes[STUDENT] = parameters_of(Student(config.task, config.model, per_output=config.weights.per_output))
+    sizes[STUDENT] = parameters_of(build_student(config.task, config.model, per_output=config.weights.per_output))
     rows = [
         Row(
             method=r["model"],

@@ -23,7 +23,7 @@ from common.evaluation import results
 from common.learning.loop import derive_seed
 from common.messages import code_hash
 from common.models.ensemble import Ensembles
-from common.models.student import Student
+from common.models.student import Student, build_student
 from server import checkpoint
 from server.checkpoint import RunState
 from server.record import Record
@@ -105,7 +105,7 @@ class Run:
 
     def student(self) -> Student:
         """Returns the student as it stands."""
-        student = Student(self.config.task, self.config.model, per_output=self.config.weights.per_output)
+        student = build_student(self.config.task, self.config.model, per_output=self.config.weights.per_output)
         student.load_state_dict(tensors(self.state.arrays["student"]))
         return student.eval()
 

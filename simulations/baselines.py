@@ -22,6 +22,7 @@ from common.config import Config
 from common.data.cohort import Batch, Cohort, concatenate
 from common.data.folder import open_cohort
 from common.data.manifest import FILE_NAME, REFERENCE_FOLDER, hospital_folders, load_manifest
+from common.data.patches import Edges, random_patches, windowed
 from common.data.standardise import Standardisation, pool
 from common.errors import ConsiliumError
 from common.evaluation.predictions import STUDENT, Speaker, student_speaker
@@ -101,7 +102,7 @@ def common_ground(places: Collection[Cohort]) -> tuple[Standardisation, Tensor]:
     task = next(iter(places)).task
     parts = [c.moments() for c in places]
     standardisation = Standardisation({m: pool([p[m] for p in parts]) for m in parts[0]})
-    if task.type == "regression":
+    if task.type in ("regression", "segmentation"):
         return standardisation, torch.zeros(len(task.outputs))
     positives = torch.stack([c.label_counts() for c in places]).sum(0)
     return standardisation, log_odds(task.type, positives.double().numpy(), float(sum(map(len, places))))
@@ -186,7 +187,7 @@ def fedavg(consortium: Consortium) -> Trained:
     scaling, prior = common_ground(consortium.training.values())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "fedavg"))
-        network = ZeroFilled(config, prior)
+        network = zero_filled(config, prior)
     ready = {s: c.standardised(scaling) for s, c in sorted(consortium.training.items())}
     places = {s: (c.part("train"), c.part("validation")) for s, c in ready.items()}
     best, best_loss = module_arrays(network), np.inf
@@ -206,14 +207,23 @@ def fedavg(consortium: Consortium) -> Trained:
             mine = copy.deepcopy(network)
             seed = derive_seed(config.seed, "fedavg", number, site)
             training, span = config.refine.training, span_of(number, config.refine.rounds)
-            fit(mine, len(train), _loss(mine, train), training, epochs=config.refine.epochs, seed=seed, span=span)
+            fit(
+                mine,
+                len(train),
+                _loss(mine, train, config.model.patch),
+                training,
+                epochs=config.refine.epochs,
+                seed=seed,
+                span=span,
+            )
             updates[site] = module_arrays(mine)
         network.load_state_dict(tensors(weighted_mean(updates, {s: len(places[s][0]) for s in updates})))
     network.load_state_dict(tensors(best))
     network.eval()
     moved = 2 * config.refine.rounds * sum(a.nbytes for a in best.values())
     sites = {s: moved for s in places if s != REFERENCE_FOLDER}
-    return Trained(lambda site: (Speaker(STUDENT, network), scaling), parameters_of(network), sites, curves)
+    speaker = Speaker(STUDENT, lambda batch: windowed(network, batch, config.model.patch))
+    return Trained(lambda site: (speaker, scaling), parameters_of(network), sites, curves)
 
 
 class ZeroFilled(nn.Module):
@@ -240,6 +250,34 @@ class ZeroFilled(nn.Module):
             held = batch.present[:, at].reshape(-1, *[1] * (x.ndim - 1))
             features.append(self.encoders[name](torch.where(held, x, 0.0)))
         logits: Tensor = self.head(torch.cat(features, 1))
+        return logits
+
+
+def zero_filled(config: Config, prior: Tensor) -> nn.Module:
+    """Returns a new network that reads zeros for absent modalities; it starts from the prior [C]."""
+    return ZeroFilledVolumes(config, prior) if config.task.type == "segmentation" else ZeroFilled(config, prior)
+
+
+class ZeroFilledVolumes(nn.Module):
+    """One network of volumes: the student's encoder with a channel per modality, zeros where one is absent, and a decoder."""
+
+    def __init__(self, config: Config, prior: Tensor) -> None:
+        """Args as for :class:`ZeroFilled`."""
+        super().__init__()
+        from common.models.encoders.volume import CompactVolume
+        from common.models.volume import Decoder  # here: MONAI takes seconds
+
+        model, task = config.model, config.task
+        self.names = list(task.modalities)
+        self.encoder = CompactVolume(task.modalities[self.names[0]], model.width, model.dropout, inputs=len(self.names))
+        self.decoder = Decoder(self.encoder.channels, len(task.outputs), model.dropout)
+        start_at(self.decoder, prior)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Returns logits [B, C, D, H, W]."""
+        held = batch.present[:, :, None, None, None].unbind(1)
+        channels = [torch.where(h[:, None], batch.inputs[n], 0.0) for h, n in zip(held, self.names, strict=True)]
+        logits: Tensor = self.decoder(self.encoder.maps(torch.cat(channels, 1)))
         return logits
 
 
@@ -298,16 +336,16 @@ def _pooled(consortium: Consortium) -> tuple[Cohort, Standardisation]:
     return pooled.standardised(scaling), scaling
 
 
-def _loss(network: ZeroFilled, train: Cohort) -> Callable[[Tensor, torch.Generator], Tensor]:
+def _loss(network: nn.Module, train: Cohort, patch: Edges | None) -> Callable[[Tensor, torch.Generator], Tensor]:
     def loss(index: Tensor, generator: torch.Generator) -> Tensor:
-        batch = train.batch(index)
+        batch = random_patches(train.batch(index), patch, generator) if patch else train.batch(index)
         return task_loss(train.task.type, network(batch), batch.labels).mean()
 
     return loss
 
 
 @torch.no_grad()
-def _pooled_loss(network: ZeroFilled, held_out: list[Cohort]) -> float | None:
+def _pooled_loss(network: nn.Module, held_out: list[Cohort]) -> float | None:
     network.eval()
     losses = [task_loss(c.task.type, network(c.batch()), c.labels) for c in held_out if len(c)]
     return float(torch.cat(losses).mean()) if losses else None
@@ -347,6 +385,7 @@ def _reading_only(student: Student, known: Tensor) -> Speaker:
     def logits(batch: Batch) -> Tensor:
         readable = batch.masked(known)
         spoken = student(readable).prediction()
-        return torch.where(readable.present.any(1, keepdim=True), spoken, student.prior)
+        space = (1,) * (spoken.ndim - 2)
+        return torch.where(readable.present.any(1).reshape(-1, 1, *space), spoken, student.prior.reshape(-1, *space))
 
     return Speaker(STUDENT, logits)

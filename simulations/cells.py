@@ -23,7 +23,7 @@ from common.errors import ConsiliumError
 from common.evaluation.predictions import predict_patterns
 from common.flower import run_flower
 from common.models.ensemble import build_teacher
-from common.models.student import Student, parameters_of
+from common.models.student import build_student, parameters_of
 from server import checkpoint
 from server.record import Record
 from server.run import CONFIG_FILE, read_config
@@ -117,7 +117,7 @@ def _federated(work: Work, job: Job, config: Config, overrides: list[str]) -> tu
     size = (
         sum(parameters_of(build_teacher(g, config.task, config.model)) for g in groups)
         if config.distill.epochs == 0 and config.refine.rounds == 0
-        else parameters_of(Student(config.task, config.model))
+        else parameters_of(build_student(config.task, config.model))
     )
     trains = {s for s, enrolled in state["sites"].items() if enrolled["groups"]}
     moved = {s: sum(sum(ways) for ways in phases.values()) for s, phases in state["traffic"].items() if s in trains}

@@ -28,6 +28,7 @@ from common.data.manifest import (
 )
 from common.data.quality import column_warnings, shared_patients
 from common.errors import ConsiliumError
+from common.evaluation.metrics import REGION_METRICS
 from common.task import TaskType
 from simulations.baselines import Consortium, open_consortium
 from simulations.benchmarks.base import CUSTOM, Benchmark, Split
@@ -39,6 +40,7 @@ METHODS = ("student", "teachers", UNIFORM, "student-no-kd", "fedavg", "local", "
 METRICS: Mapping[TaskType, tuple[str, ...]] = {
     "multiclass": ("accuracy", "auroc", "f1", "auprc"),
     "regression": ("mae", "rmse", "r2"),
+    "segmentation": REGION_METRICS,
 }
 NO_TEST_PART = "split.test=0"
 

@@ -11,6 +11,7 @@ from common.evaluation.results import Comparison, Results, Row
 from simulations.scores import ALL, TEACHER
 
 NAMES = {"auroc": "AUROC", "auprc": "AUPRC", "accuracy": "Accuracy", "f1": "F1", "mae": "MAE", "rmse": "RMSE", "r2": "R²"}
+NAMES |= {"dice": "Dice", "hd95": "HD95", "nsd": "NSD"}
 
 
 @dataclass(frozen=True)

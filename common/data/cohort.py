@@ -66,7 +66,8 @@ class Cohort:
         task: What is predicted from what.
         inputs: Modality -> raw or model-ready tensor [N, ...].
         present: bool [N, M].
-        labels: float32 [N, C], or int64 [N] for multi-class; the targets of a regression are in the task's units in a raw cohort.
+        labels: float32 [N, C], or int64 [N] for multi-class; the targets of a regression are in the task's units in a raw cohort,
+            the regions of a segmentation uint8 [N, C, D, H, W].
         labelled: Whether labels are known.
         patient: int64 [N], number of the patient: visits of one patient share it.
         row: int64 [N], row in the patient table, counted from 0.
@@ -143,16 +144,17 @@ class Cohort:
         """Returns how many visits have each output, int64 [C] (no regression: its outputs are numbers, which every visit has)."""
         if self.task.type == "multiclass":
             return torch.bincount(self.labels, minlength=len(self.task.outputs))
-        return self.labels.sum(0).long()
+        held = self.labels.flatten(2).any(2) if self.task.type == "segmentation" else self.labels
+        return held.sum(0).long()
 
     def events(self) -> int:
         """Returns the number of events, by which is judged whether the visits are enough to learn from.
 
         Binary: the visits of the rarer side. Multi-label: the visits with an event of any output. Multi-class: the visits of the
         rarest class; a class of the task without a visit counts, so that it is 0 until every class is there. Regression: all
-        visits.
+        visits, and so of a segmentation.
         """
-        if self.task.type == "regression":
+        if self.task.type in ("regression", "segmentation"):
             return len(self)
         if self.task.type == "multiclass":
             return int(self.label_counts().min())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,10 +17,11 @@ from common.config import SplitConfig
 from common.data.cohort import SPLITS, Cohort, Finding
 from common.data.ingest import Frames, IngestError, reader
 from common.data.ingest.frames import inside, numbers, read_frame, texts
+from common.data.ingest.volume import OUTSIDE, read_mask
 from common.data.manifest import Manifest, Source, check_against_task, spelled_out
 from common.data.standardise import table_columns
 from common.errors import ConsiliumError, TooManyFaults
-from common.task import Modality, Task
+from common.task import MASK, Modality, Task
 
 
 def open_cohort(folder: Path, manifest: Manifest, task: Task, split: SplitConfig, seed: int) -> Cohort:
@@ -47,8 +49,12 @@ def open_cohort(folder: Path, manifest: Manifest, task: Task, split: SplitConfig
         for column in (manifest.patient, manifest.visit)
         for row in np.flatnonzero(table[column].isna())
     ]
-    labels = _labels(table, manifest, task, findings)
     values = {m: _read(folder, manifest, m, task, table, findings) for m in task.modalities}
+    labels: NDArray[Any]
+    if task.type == "segmentation":
+        labels = _masks(folder, manifest, task, table, values, findings)
+    else:
+        labels = _labels(table, manifest, task, findings)
     bad = {f.row - 2 for f in findings}
     if len(bad) > manifest.limits.bad_rows * len(table):
         raise TooManyFaults(
@@ -64,7 +70,7 @@ def open_cohort(folder: Path, manifest: Manifest, task: Task, split: SplitConfig
         task=task,
         inputs={m: _stack(values[m], len(table), task.modalities[m]) for m in task.modalities},
         present=torch.from_numpy(present),
-        labels=torch.from_numpy(np.nan_to_num(labels, nan=0.0)).to(torch.int64 if task.type == "multiclass" else torch.float32),
+        labels=_label_tensor(labels, task),
         labelled=bool(manifest.labels),
         patient=patient.astype(np.int64),
         row=np.arange(len(table)),
@@ -119,6 +125,47 @@ def _labels(table: pd.DataFrame, manifest: Manifest, task: Task, findings: list[
     return columns[0] if task.type == "multiclass" else np.stack(columns, axis=1)
 
 
+def _label_tensor(labels: NDArray[Any], task: Task) -> Tensor:
+    """Returns labels as they stand in a cohort; what is unknown, in rows that are left out, is 0."""
+    if task.type == "segmentation":
+        return torch.from_numpy(labels)
+    return torch.from_numpy(np.nan_to_num(labels, nan=0.0)).to(torch.int64 if task.type == "multiclass" else torch.float32)
+
+
+def _masks(
+    folder: Path,
+    manifest: Manifest,
+    task: Task,
+    table: pd.DataFrame,
+    values: dict[str, dict[int, NDArray[np.generic]]],
+    findings: list[Finding],
+) -> NDArray[np.uint8]:
+    """Returns regions [N, C, D, H, W]; a row whose mask is absent, invalid or not on its scans' grid gets a finding."""
+    modality = next(iter(task.modalities.values()))
+    regions = np.zeros((len(table), len(task.outputs), *modality.voxels), dtype=np.uint8)
+    known = {value for region in task.regions.values() for value in region}
+    cells = table[manifest.labels[MASK]] if manifest.labels else pd.Series([None] * len(table))
+    for row, cell in enumerate(cells):
+        scans = {m: np.isnan(np.asarray(held[row], dtype=np.float32)[0]) for m, held in values.items() if row in held}
+        if any(not np.array_equal(outside, next(iter(scans.values()))) for outside in scans.values()):
+            problem = f"the scans {', '.join(scans)} of this row differ in size; register them to one grid"
+            findings.append(Finding(manifest.patients, row + 2, manifest.visit, problem))
+        if not manifest.labels:
+            continue
+        try:
+            if pd.isna(cell) or not str(cell).strip():
+                raise IngestError("the mask is absent; name its file, or leave the row out")
+            mask = read_mask(inside(folder, str(cell)), modality, known)
+            if scans and not np.array_equal(mask == OUTSIDE, next(iter(scans.values()))):
+                raise IngestError("the mask differs in size from the scans of its row; export it on their grid")
+        except IngestError as error:
+            findings.append(Finding(manifest.patients, row + 2, manifest.labels[MASK], str(error)))
+            continue
+        for at, output in enumerate(task.outputs):
+            regions[row, at] = np.isin(mask, task.regions[output])
+    return regions
+
+
 def _read(
     folder: Path, manifest: Manifest, name: str, task: Task, table: pd.DataFrame, findings: list[Finding]
 ) -> dict[int, NDArray[np.generic]]:
@@ -160,6 +207,7 @@ def _stack(values: dict[int, NDArray[np.generic]], rows: int, modality: Modality
         "audio": ((modality.frames, modality.coefficients), np.nan),
         "text": ((modality.tokens,), 0),
         "image": ((1, modality.pixels, modality.pixels), np.nan),
+        "volume": ((1, *modality.voxels), np.nan),
     }[modality.kind]
     stacked = np.full((rows, *shape), fill, dtype=np.int64 if modality.kind == "text" else np.float32)
     for row, value in values.items():
@@ -170,7 +218,7 @@ def _stack(values: dict[int, NDArray[np.generic]], rows: int, modality: Modality
 def _split(cohort: Cohort, table: pd.DataFrame, manifest: Manifest, split: SplitConfig, seed: int) -> NDArray[np.str_]:
     """Returns the split of every visit: patients, never visits, are split, seeded and balanced by their worst label.
 
-    The labels of a regression, numbers, balance nothing.
+    The labels of a regression, numbers, balance nothing, nor do masks.
     """
     if manifest.role == "evaluate":
         return np.full(len(cohort), "test", dtype="<U10")
@@ -185,7 +233,8 @@ def _split(cohort: Cohort, table: pd.DataFrame, manifest: Manifest, split: Split
             )
         return named.astype("<U10")
     names = texts(table[manifest.patient]).to_numpy()[cohort.row]
-    labels = torch.zeros_like(cohort.labels) if cohort.task.type == "regression" else cohort.labels
+    balances = cohort.task.type not in ("regression", "segmentation")
+    labels = cohort.labels if balances else torch.zeros(len(cohort))
     event = (labels if labels.ndim == 1 else labels.amax(1)).numpy()
     worst = pd.Series(event).groupby(names).max()
     order = sorted(worst.index, key=lambda p: hashlib.sha256(f"{seed}/{manifest.site}/{p}".encode()).digest())

@@ -10,6 +10,7 @@ series   [N, T, F], NaN where missing         [N, 2, T, F]: standardised values 
 audio    [N, T, K], NaN behind the end        [N, 2, T, K]: standardised values (0 behind the end), observation masks
 text     [N, L] hashed word ids, 0 pads       [N, 2, L]: ids, inverse document frequencies
 image    [N, 1, H, W] in [0, 1]               [N, 1, H, W]: standardised by the pooled mean and deviation
+volume   [N, 1, D, H, W], NaN outside         [N, 1, D, H, W]: standardised by the pooled mean and deviation, 0 outside
 ======== ==================================== =======================================================
 
 The targets of a regression task, [N, C], are standardised like features, their logarithm where the task says so: their moments
@@ -61,7 +62,7 @@ class Moments:
 
 def visits_behind(modality: Modality, raw: Tensor) -> Float:
     """Returns the visits with at least one observation of every feature, float64 [D]."""
-    if modality.kind in ("text", "image"):
+    if modality.kind in ("text", "image", "volume"):
         return np.array([float(len(raw))])
     observed = ~raw.isnan()
     return np.asarray((observed if modality.kind == "table" else observed.any(1)).sum(0).double().numpy())
@@ -150,8 +151,8 @@ class Standardisation:
         deviation = torch.from_numpy(np.sqrt(pooled.variance))
         usable = deviation > LEAST_DEVIATION
         scaled = ((raw.double() - mean) / torch.where(usable, deviation, 1.0)).clamp(-CLIP, CLIP).float()
-        if modality.kind == "image":
-            return scaled
+        if modality.kind in ("image", "volume"):
+            return scaled if modality.kind == "image" else scaled.nan_to_num()
         missing = raw.isnan() | ~usable
         if modality.kind == "table":
             usual = torch.from_numpy(1 - pooled.count / max(pooled.count.max(initial=1.0), 1.0)).float()

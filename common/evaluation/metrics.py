@@ -1,4 +1,4 @@
-"""Metrics of one set of predictions: AUROC, AUPRC, accuracy and F1 of classes; MAE, RMSE and R² of numbers.
+"""Metrics of one set of predictions: AUROC, AUPRC, accuracy and F1 of classes; MAE, RMSE and R² of numbers; overlap of regions.
 
 Two doors to the same definitions: :func:`metrics` asks torchmetrics, :func:`resampled` computes one metric under many sets of
 patient weights at once, because a bootstrap needs it a thousand times.
@@ -10,6 +10,8 @@ patient weights at once, because a bootstrap needs it a thousand times.
   and a metric without any such output is left out altogether: it is never NaN and never a made-up zero.
 * ``mae`` and ``rmse``, in the task's units, and ``r2`` are means over the outputs of a ``regression``. R² needs numbers that
   differ.
+* The regions of a ``segmentation`` are compared scan by scan (``common/evaluation/regions.py``); here ``dice``, ``hd95`` and
+  ``nsd`` are means over scans and regions.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from common.task import TaskType
 
 METRICS = ("auroc", "auprc", "accuracy", "f1")
 REGRESSION_METRICS = ("mae", "rmse", "r2")
-LOWER_IS_BETTER = frozenset({"mae", "rmse"})
+REGION_METRICS = ("dice", "hd95", "nsd")
+LOWER_IS_BETTER = frozenset({"mae", "rmse", "hd95"})
 Floats = NDArray[np.float64]
 
 
@@ -33,18 +36,22 @@ def metrics(task_type: TaskType, scores: NDArray[Any], labels: NDArray[Any]) -> 
 
     Args:
         task_type: What the outputs mean together.
-        scores: Probabilities (regression: numbers), float [N, C] (or [N], if C is one).
+        scores: Probabilities (regression: numbers), float [N, C] (or [N], if C is one). Of a segmentation ``REGION_METRICS`` of
+            every region, [N, 3 C].
         labels: 0/1 (regression: numbers), [N, C] (or [N]); a multiclass task may give the index of the class, int [N].
 
     Returns:
-        ``auroc``, ``auprc``, ``accuracy`` and ``f1`` over all outputs, in [0, 1], or ``mae``, ``rmse`` and ``r2``; with more than
-        one output also ``auroc:0``, ``auroc:1``, ... per output (no ``accuracy`` per class). No entry where one is undefined.
+        ``auroc``, ``auprc``, ``accuracy`` and ``f1`` over all outputs, in [0, 1], or ``mae``, ``rmse`` and ``r2``, or ``dice``,
+        ``hd95`` and ``nsd``; with more than one output also ``auroc:0``, ``auroc:1``, ... per output (no ``accuracy`` per class).
+        No entry where one is undefined.
 
     Raises:
         ValueError: If shapes differ, a score is no probability or a label is neither 0 nor 1, or a number is not finite.
     """
     if task_type == "regression":
         return _regression_metrics(*_numbers(scores, labels))
+    if task_type == "segmentation":
+        return _region_metrics(_numbers(scores, labels)[0])
     # here: a deployed site starts a process per message, and only one of its messages evaluates
     from torchmetrics.functional.classification import binary_accuracy, binary_auroc, binary_average_precision, binary_f1_score
 
@@ -75,7 +82,7 @@ def resampled(metric: str, task_type: TaskType, scores: NDArray[Any], labels: ND
     """Returns one metric under many sets of weights.
 
     Args:
-        metric: One of ``METRICS``, or of ``REGRESSION_METRICS``.
+        metric: One of ``METRICS``, ``REGRESSION_METRICS`` or ``REGION_METRICS``.
         task_type: What the outputs mean together.
         scores: As in :func:`metrics`.
         labels: As in :func:`metrics`.
@@ -88,11 +95,15 @@ def resampled(metric: str, task_type: TaskType, scores: NDArray[Any], labels: ND
         ValueError: As :func:`metrics`, and for an unknown metric.
     """
     w = np.asarray(weights, dtype=np.float64)
-    known = REGRESSION_METRICS if task_type == "regression" else METRICS
+    known = {"regression": REGRESSION_METRICS, "segmentation": REGION_METRICS}.get(task_type, METRICS)
     if metric not in known:
         raise ValueError(f"unknown metric '{metric}'; known: {', '.join(known)}")
     if task_type == "regression":
         return _mean_of_defined(_weighted_errors(metric, *_numbers(scores, labels), w))
+    if task_type == "segmentation":
+        values = _numbers(scores, labels)[0][:, known.index(metric) :: len(known)]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray(values.mean(axis=1) @ w / w.sum(axis=0))
     p, y = as_matrices(task_type, scores, labels)
     with np.errstate(invalid="ignore", divide="ignore"):
         if metric == "accuracy":
@@ -156,7 +167,7 @@ def check_predictions(task_type: TaskType, scores: NDArray[Any], labels: NDArray
     Raises:
         ValueError: As :func:`metrics`.
     """
-    if task_type == "regression":
+    if task_type in ("regression", "segmentation"):
         _numbers(scores, labels)
     else:
         as_matrices("multilabel", scores, labels)
@@ -175,6 +186,17 @@ def _regression_metrics(said: Floats, true: Floats) -> dict[str, float]:
     found = {name: float(np.mean(list(values.values()))) for name, values in per_output.items() if values}
     if true.shape[1] > 1:
         found |= {f"{name}:{c}": value for name, values in per_output.items() for c, value in values.items()}
+    return found
+
+
+def _region_metrics(values: Floats) -> dict[str, float]:
+    """Returns the means over scans; per region under the index of its column."""
+    if not len(values):
+        return {}
+    step = len(REGION_METRICS)
+    found = {name: float(values[:, at::step].mean()) for at, name in enumerate(REGION_METRICS)}
+    if values.shape[1] > step:
+        found |= {f"{REGION_METRICS[c % step]}:{c}": float(values[:, c].mean()) for c in range(values.shape[1])}
     return found
 
 

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from common.data.cohort import Batch, Cohort
+from common.data.patches import windowed
 from common.data.standardise import Standardisation
-from common.evaluation.metrics import metrics
+from common.evaluation.metrics import REGION_METRICS, metrics
+from common.evaluation.regions import prediction_columns, region_scores
 from common.models.ensemble import Calibration, Ensembles, consilium, read_by
 from common.models.fusion import probabilities
 from common.models.student import Student
@@ -42,7 +44,7 @@ class Speaker:
 
 def student_speaker(student: Student) -> Speaker:
     """Returns the student: unimodal head for a lone modality, fused head else."""
-    return Speaker(STUDENT, lambda batch: student(batch).prediction())
+    return Speaker(STUDENT, lambda batch: windowed(lambda part: student(part).prediction(), batch, student.patch))
 
 
 def teachers_speakers(ensembles: Ensembles, calibration: Calibration, omega: Tensor) -> list[Speaker]:
@@ -50,19 +52,22 @@ def teachers_speakers(ensembles: Ensembles, calibration: Calibration, omega: Ten
 
     def together(batch: Batch) -> Tensor:
         logits = ensembles(batch)
-        alone = batch.present.sum(1, keepdim=True) == 1
+        alone = (batch.present.sum(1) == 1).reshape(-1, *(1,) * (logits.ndim - 2))
         return torch.where(alone, logits.sum(1), consilium(logits, batch.present, omega.softmax(1), calibration))
 
+    def speaker(name: str, logits: Callable[[Batch], Tensor], *only: str) -> Speaker:
+        return Speaker(name, lambda batch: windowed(logits, batch, ensembles.patch), only or None)
+
     task = ensembles.task
-    found = [Speaker(TEACHERS, together)] if ensembles.modalities() == set(task.modalities) else []
+    found = [speaker(TEACHERS, together)] if ensembles.modalities() == set(task.modalities) else []
     for at, name in enumerate(task.modalities):
         if name in ensembles.modalities():
-            found.append(Speaker(f"teacher:{name}", lambda batch, at=at: ensembles(batch)[:, at], (name,)))  # type: ignore[misc]
+            found.append(speaker(f"teacher:{name}", lambda batch, at=at: ensembles(batch)[:, at], name))  # type: ignore[misc]
     for group, teacher in ensembles.members.items():
         name = read_by(group)
-        found.append(Speaker(f"teacher:{group}", lambda batch, t=teacher, m=name: t(batch.inputs[m]), (name,)))  # type: ignore[misc]
+        found.append(speaker(f"teacher:{group}", lambda batch, t=teacher, m=name: t(batch.inputs[m]), name))  # type: ignore[misc]
     if (complete := ensembles.of_complete) is not None:
-        found.append(Speaker(f"teacher:{COMPLETE}", lambda batch: complete(batch).fused, tuple(sorted(task.modalities))))
+        found.append(speaker(f"teacher:{COMPLETE}", lambda batch: complete(batch).fused, *sorted(task.modalities)))
     return found
 
 
@@ -78,7 +83,8 @@ def predict_patterns(raw: Cohort, speakers: Sequence[Speaker], scaling: Standard
     Returns:
         One line per pattern, speaker, visit and output, with columns ``row``, ``patient`` (numbers within the cohort),
         ``pattern``, ``model``, ``output``, ``score`` (probability; regression: the number) and ``label`` (0 or 1; the true
-        number). Pattern ``all`` is every visit with what it has.
+        number). Pattern ``all`` is every visit with what it has. Of a segmentation ``output`` is ``region:metric``, ``score`` its
+        value and ``label`` whether the region is there.
     """
     task, cohort = raw.task, replace(raw.standardised(scaling), labels=raw.labels)
     names = list(task.modalities)
@@ -92,15 +98,30 @@ def predict_patterns(raw: Cohort, speakers: Sequence[Speaker], scaling: Standard
         for speaker in speakers:
             if speaker.only is not None and pattern != speaker.only:
                 continue
+            shown = ALL if pattern is None else pattern_name(pattern)
+            if task.type == "segmentation":
+                frames.append(_region_frame(visits, batch, speaker, shown))
+                continue
             said = speaker.logits(batch)
             scores = scaling.outcomes(task, said) if task.type == "regression" else probabilities(task.type, said)
-            frames.append(_frame(visits, scores.numpy(), ALL if pattern is None else pattern_name(pattern), speaker.name))
+            frames.append(_frame(visits, scores.numpy(), shown, speaker.name))
     columns = ["row", "patient", "pattern", "model", "output", "score", "label"]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
 
 
+def _region_frame(visits: Cohort, batch: Batch, speaker: Speaker, pattern: str) -> pd.DataFrame:
+    """Returns the scores of every scan's regions, found where the probability is above one half; one scan at a time."""
+    modality = next(iter(visits.task.modalities.values()))
+    scores = []
+    for at in range(len(visits)):
+        one = batch.taken(torch.tensor([at]))
+        scores.append(region_scores(speaker.logits(one)[0] > 0, one.labels[0] > 0, modality).ravel())
+    held = visits.labels.flatten(2).any(2).repeat_interleave(len(REGION_METRICS), 1).float()
+    return _frame(replace(visits, labels=held), np.array(scores), pattern, speaker.name)
+
+
 def _frame(visits: Cohort, scores: np.ndarray[Any, Any], pattern: str, model: str) -> pd.DataFrame:
-    outputs = visits.task.outputs
+    outputs = prediction_columns(visits.task)
     labels = visits.labels.numpy()
     table = np.eye(len(outputs))[labels] if labels.ndim == 1 else labels
     return pd.DataFrame(
@@ -118,7 +139,7 @@ def _frame(visits: Cohort, scores: np.ndarray[Any, Any], pattern: str, model: st
 
 def arrays_of(predictions: pd.DataFrame, task: Task) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Returns scores [N, C] and labels ([N, C], or int [N] for multi-class) of one pattern and speaker."""
-    shape = (-1, len(task.outputs))
+    shape = (-1, len(prediction_columns(task)))
     scores, labels = predictions["score"].to_numpy().reshape(shape), predictions["label"].to_numpy().reshape(shape)
     return scores, labels.argmax(1) if task.type == "multiclass" else labels
 
@@ -142,7 +163,7 @@ def released_rows(predictions: pd.DataFrame, task: Task, least: int) -> tuple[li
         if pattern in hidden:
             withheld += 1
             continue
-        n = len(part) // len(task.outputs)
+        n = len(part) // len(prediction_columns(task))
         values = metrics(task.type, *arrays_of(part, task))
         rows += [{"model": model, "pattern": pattern, "metric": m, "value": float(v), "n": n} for m, v in values.items()]
     return rows, withheld
@@ -154,7 +175,7 @@ def _withheld(predictions: pd.DataFrame, task: Task, least: int) -> set[str]:
         predictions.drop_duplicates(["pattern", "row", "output"]).groupby(["pattern", "output"])["label"].agg(["sum", "count"])
     )
     counts["others"] = counts["count"] - counts["sum"]
-    small = ["count"] if task.type == "regression" else ["sum", "others"]
+    small = ["count"] if task.type in ("regression", "segmentation") else ["sum", "others"]
     rarest = counts[small].min(axis=1).groupby("pattern").min()
     sizes = counts["count"].groupby("pattern").first()
     hidden = set(rarest.index[rarest < least])

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from common.config import Config, Training
 from common.data.cohort import Batch, Cohort
+from common.data.patches import Edges, random_patches
 from common.learning.loop import WHOLE, Fit, Span, fit
 from common.learning.losses import Lesson, student_loss, task_loss
 from common.learning.modality_weights import Evidence, hypergradient, random_patterns, scaling_gradient
 from common.learning.modulation import Modulation
 from common.models.ensemble import Calibration, CompleteTeacher, Ensembles, consilium
 from common.models.fusion import centred, probabilities
-from common.models.student import Student, StudentOutput, block_of
+from common.models.student import SHARED, Student, StudentOutput, block_of
 from common.models.teacher import Teacher
 from common.task import TaskType
 
 META_TRAIN_BATCH, META_BATCH = 128, 512
+SCANS = 4  # of volumes, at a time
 PSEUDO_EVENTS = 10.0
 
 
@@ -52,7 +55,8 @@ def train_teacher(
     """
 
     def loss(index: Tensor, generator: torch.Generator) -> Tensor:
-        return _teacher_loss(teacher, modality, train.task.type, train.batch(index))
+        batch = _seen(train.batch(index), teacher.patch, generator)
+        return _teacher_loss(teacher, modality, train.task.type, batch)
 
     validate = (lambda: teacher_loss(teacher, modality, validation)) if validation is not None and len(validation) else None
     return fit(teacher, len(train), loss, training, epochs=epochs, seed=seed, span=span, validate=validate)
@@ -61,7 +65,23 @@ def train_teacher(
 @torch.no_grad()
 def teacher_loss(teacher: Teacher | CompleteTeacher, modality: str, cohort: Cohort) -> float:
     """Returns a teacher's mean task loss on visits that hold what it reads."""
-    return float(_teacher_loss(teacher, modality, cohort.task.type, cohort.batch()))
+    parts = [(float(_teacher_loss(teacher, modality, cohort.task.type, b)), len(b)) for b in _parts(cohort, teacher.patch)]
+    return sum(loss * n for loss, n in parts) / sum(n for _, n in parts)
+
+
+def _parts(cohort: Cohort, patch: Edges | None) -> Iterator[Batch]:
+    """Yields a cohort as one batch; scans a few at a time, always the same patches of them."""
+    if cohort.task.type != "segmentation":
+        yield cohort.batch()
+        return
+    generator = torch.Generator().manual_seed(0)
+    for index in torch.split(torch.arange(len(cohort)), SCANS):
+        yield _seen(cohort.batch(index), patch, generator)
+
+
+def _seen(batch: Batch, patch: Edges | None, generator: torch.Generator) -> Batch:
+    """Returns what a step of training sees of a batch: of volumes a patch, if the configuration says so."""
+    return random_patches(batch, patch, generator) if patch else batch
 
 
 def _teacher_loss(teacher: Teacher | CompleteTeacher, modality: str, kind: TaskType, batch: Batch) -> Tensor:
@@ -74,17 +94,22 @@ def _teacher_loss(teacher: Teacher | CompleteTeacher, modality: str, kind: TaskT
 
 
 @torch.no_grad()
-def student_validation_loss(student: nn.Module, cohort: Cohort) -> float:
+def student_validation_loss(student: Student, cohort: Cohort) -> float:
     """Returns the student's mean task loss over visits with what they have and over each of their single modalities.
 
     A student that is good with everything and useless with one modality is not what is wanted, so both count the same.
     """
-    batch, kind = cohort.batch(), cohort.task.type
-    output: StudentOutput = student(batch)
-    whole = task_loss(kind, output.prediction(), batch.labels).mean()
-    alone = torch.stack([task_loss(kind, output.unimodal[:, m], batch.labels) for m in range(output.unimodal.shape[1])], 1)
-    single = (alone * output.present).sum() / output.present.sum()
-    return float((whole + single) / 2)
+    kind = cohort.task.type
+    whole, alone, present = [], [], []
+    for batch in _parts(cohort, student.patch):
+        output: StudentOutput = student(batch)
+        whole.append(task_loss(kind, output.prediction(), batch.labels))
+        heads = [task_loss(kind, output.unimodal[:, m], batch.labels) for m in range(output.unimodal.shape[1])]
+        alone.append(torch.stack(heads, 1))
+        present.append(output.present)
+    held = torch.cat(present)
+    single = (torch.cat(alone) * held).sum() / held.sum()
+    return float((torch.cat(whole).mean() + single) / 2)
 
 
 @dataclass(frozen=True)
@@ -105,9 +130,9 @@ class Teaching:
     complete: Tensor | None = None
     whole: Tensor | None = None
 
-    def lesson(self, index: Tensor, present: Tensor, omega: Tensor) -> Lesson:
-        """Returns what the teachers say of patients whose pattern is ``present`` [B, M]."""
-        taught = self.taught[index] & present
+    def lesson(self, index: Tensor, batch: Batch, omega: Tensor) -> Lesson:
+        """Returns what the teachers say of the patients at indices, who stand in the batch with a pattern of their own."""
+        taught = self.taught[index] & batch.present
         fused = consilium(self.logits[index], taught, omega.softmax(1), self.calibration)
         lesson = Lesson(self.logits[index], taught, fused, self.calibration.prior)
         if self.complete is None or self.whole is None:
@@ -121,13 +146,37 @@ class Teaching:
         return Evidence.of((self.logits - prior)[self.taught.all(1)], share)
 
 
+@dataclass(frozen=True)
+class VolumeTeaching(Teaching):
+    """Teachers who are asked about every batch anew: of all voxels of a cohort their logits would fill the memory.
+
+    Attributes:
+        ensembles: The teachers; ``logits`` is empty.
+    """
+
+    ensembles: Ensembles | None = None
+
+    def lesson(self, index: Tensor, batch: Batch, omega: Tensor) -> Lesson:
+        """As of :class:`Teaching`, of the patches in the batch."""
+        taught = self.taught[index] & batch.present
+        logits: Tensor = cast("Ensembles", self.ensembles)(batch.masked(taught))
+        fused = consilium(logits, taught, omega.softmax(1), self.calibration)
+        return Lesson(logits, taught, fused, self.calibration.prior)
+
+    def evidence(self, kind: TaskType) -> Evidence | None:
+        """Returns None: voxels are no patients."""
+        return None
+
+
 def teach_cohort(ensembles: Ensembles | None, cohort: Cohort, calibration: Calibration) -> Teaching | None:
     """Returns the teachers' logits of a model-ready cohort; None without teachers or visits."""
     if ensembles is None or not len(cohort):
         return None
     has_teacher = torch.tensor([m in ensembles.modalities() for m in cohort.task.modalities])
-    batch = cohort.batch()
     taught = cohort.present & has_teacher
+    if cohort.task.type == "segmentation":
+        return VolumeTeaching(torch.empty(0), taught, calibration, ensembles=ensembles)
+    batch = cohort.batch()
     return Teaching(ensembles(batch), taught, calibration, ensembles.complete(batch), cohort.present.all(1))
 
 
@@ -162,7 +211,8 @@ def train_student(
 
     def loss(index: Tensor, generator: torch.Generator) -> Tensor:
         batch = train.batch(index).masked(_drawn(whole.present[index], config, generator))
-        lesson = teaching.lesson(index, batch.present, student.omega) if teaching else None
+        batch = _seen(batch, student.patch, generator)
+        lesson = teaching.lesson(index, batch, student.omega) if teaching else None
         output: StudentOutput = student(batch)
         if modulation:
             modulation.see(output, batch)
@@ -187,6 +237,8 @@ def block_counts(train: Cohort) -> dict[str, int]:
     """Returns the training visits behind every block of the student; the fused head needs visits with two modalities."""
     counts = {m: int(n) for m, n in zip(train.task.modalities, train.present.sum(0).tolist(), strict=True) if n}
     several = int((train.present.sum(1) > 1).sum())
+    if train.task.type == "segmentation":  # a region is found by the fused decoder too where there is one modality
+        return {**counts, "fusion": len(train), SHARED: len(train)} if len(train) else counts
     return {**counts, "fusion": several} if several else counts
 
 
@@ -209,15 +261,17 @@ def weights_gradient(
     Batches are large: a gradient of a few events is mostly noise.
     """
     student.eval()
-    index = torch.randperm(len(train), generator=generator)[:META_TRAIN_BATCH]
+    scans = train.task.type == "segmentation"
+    index = torch.randperm(len(train), generator=generator)[: SCANS if scans else META_TRAIN_BATCH]
     inner_batch = train.batch(index).masked(_drawn(train.present[index], config, generator))
-    drawn = torch.randperm(len(meta), generator=generator)[:META_BATCH]
+    drawn = torch.randperm(len(meta), generator=generator)[: SCANS if scans else META_BATCH]
     meta_batch: Batch = meta.batch(drawn).masked(random_patterns(meta.present[drawn], config.distill.dropout, generator))
+    inner_batch, meta_batch = (_seen(b, student.patch, generator) for b in (inner_batch, meta_batch))
     if config.weights.estimator == "metakd":
         return scaling_gradient(student, meta_batch)
 
     def inner(output: StudentOutput, omega: Tensor) -> Tensor:
-        lesson = teaching.lesson(index, inner_batch.present, omega) if teaching else None
+        lesson = teaching.lesson(index, inner_batch, omega) if teaching else None
         return _loss(output, inner_batch, lesson, omega, config, labelled=train.labelled)
 
     return hypergradient(student, inner, inner_batch, meta_batch, config.weights.eta)

@@ -23,8 +23,11 @@ def task_loss(kind: TaskType, logits: Tensor, labels: Tensor) -> Tensor:
     Args:
         kind: Type of the task.
         logits: [B, C].
-        labels: float [B, C] (standardised for regression), or int64 [B] for multi-class.
+        labels: float [B, C] (standardised for regression), or int64 [B] for multi-class; regions [B, C, D, H, W] of a
+            segmentation, whose loss is soft Dice plus cross-entropy, averaged over regions and voxels.
     """
+    if kind == "segmentation":
+        return _region_loss(logits, labels.to(logits.dtype))
     if kind == "regression":
         return functional.smooth_l1_loss(logits, labels, reduction="none", beta=HUBER).mean(1)
     if kind == "multiclass":
@@ -32,11 +35,21 @@ def task_loss(kind: TaskType, logits: Tensor, labels: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1)
 
 
+def _region_loss(logits: Tensor, regions: Tensor) -> Tensor:
+    from monai.losses.dice import DiceLoss  # here: it takes seconds
+
+    dice = DiceLoss(sigmoid=True, reduction="none", smooth_nr=1.0, smooth_dr=1.0)(logits, regions)
+    crossed = functional.binary_cross_entropy_with_logits(logits, regions, reduction="none")
+    loss: Tensor = dice.flatten(1).mean(1) + crossed.flatten(1).mean(1)
+    return loss
+
+
 def distillation_loss(kind: TaskType, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Returns T^2 KL(teacher || student) per sample, [B].
 
     Softmax KL for multi-class (Hinton et al., 2015); Bernoulli KL averaged over the outputs for binary and multi-label tasks,
-    where labels do not exclude each other. For regression Huber's distance of the outputs, without temperature.
+    where labels do not exclude each other, and over the voxels of a segmentation.
+    For regression Huber's distance of the outputs, without temperature.
 
     Args:
         kind: Type of the task.
@@ -51,7 +64,7 @@ def distillation_loss(kind: TaskType, student: Tensor, teacher: Tensor, temperat
         divergence = (t.softmax(1) * (t.log_softmax(1) - s.log_softmax(1))).sum(1)
     else:
         log = functional.logsigmoid
-        divergence = (t.sigmoid() * (log(t) - log(s)) + (-t).sigmoid() * (log(-t) - log(-s))).mean(1)
+        divergence = (t.sigmoid() * (log(t) - log(s)) + (-t).sigmoid() * (log(-t) - log(-s))).flatten(1).mean(1)
     return temperature**2 * divergence
 
 
@@ -65,13 +78,14 @@ def pairwise_loss(features: Tensor, present: Tensor, omega: Tensor, tau: float, 
     * ``ratio`` (MetaKD's released code): g_ij = w_i / w_j, unbounded, neither normalised nor told to omega.
 
     Args:
-        features: [B, M, d].
+        features: [B, M, d], or maps [B, M, d, D, H, W].
         present: bool [B, M].
         omega: [M].
         tau: Temperature of the sigmoid gate.
         variant: Which gate.
     """
     apart = omega[:, None] - omega[None, :]
+    features = features.flatten(2)
     distance = (features.detach()[:, :, None] - features[:, None, :]).abs().mean(3)
     pairs = present[:, :, None] & present[:, None, :] & ~torch.eye(len(omega), dtype=torch.bool, device=present.device)
     if variant == "ratio":
@@ -90,7 +104,8 @@ def unlearned(kind: TaskType, student: Tensor, teacher: Tensor, prior: Tensor, t
         temperature: T.
     """
     left = distillation_loss(kind, student, teacher, temperature).mean()
-    whole = distillation_loss(kind, prior.expand_as(teacher), teacher, temperature).mean()
+    constant = prior.reshape(-1, *(1,) * (teacher.ndim - 2)).expand_as(teacher)
+    whole = distillation_loss(kind, constant, teacher, temperature).mean()
     return left / whole.clamp(min=1e-6)
 
 

@@ -46,6 +46,8 @@ class Modulation:
 
     def _right(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the class of every prediction and the probability that it gave to what came true, for numbers exp(-loss)."""
+        if self.task.type == "segmentation":
+            logits, labels = logits.movedim(1, -1).flatten(0, -2), labels.movedim(1, -1).flatten(0, -2)
         if self.task.type == "regression":
             return torch.zeros(len(labels), dtype=torch.long), (-task_loss("regression", logits, labels.float())).exp()
         if self.task.type == "multiclass":
@@ -72,5 +74,10 @@ class Modulation:
         return dict(zip(self.task.modalities, torch.where(known, k, 1.0).tolist(), strict=True))
 
     def pace(self) -> dict[str, float]:
-        """Returns the shares of the learning rate: beginning of parameters' names -> k_m."""
+        """Returns the shares of the learning rate: beginning of parameters' names -> k_m.
+
+        Of a segmentation, whose encoder all modalities share, the light decoders are paced.
+        """
+        if self.task.type == "segmentation":
+            return {f"heads.{name}.": k for name, k in self.coefficients().items()}
         return {f"encoders.{name}.": k for name, k in self.coefficients().items()}

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from common.config import ModelConfig
 from common.data.cohort import Batch
-from common.models.fusion import centred, weighted_evidence
-from common.models.student import Student, StudentOutput
+from common.models.fusion import centred, stated, weighted_evidence
+from common.models.student import StudentOutput, build_student
 from common.models.teacher import Teacher
 from common.task import COMPLETE, Task
 
@@ -40,7 +40,8 @@ class CompleteTeacher(nn.Module):
     def __init__(self, task: Task, model: ModelConfig, fusion: str, prior: Tensor | None = None) -> None:
         """Args: what is predicted from what; its encoders; its fusion; the logits [C] that it starts from."""
         super().__init__()
-        self.network = Student(task, replace(model, fusion=fusion))
+        self.patch = None  # volumes have no such teacher
+        self.network = build_student(task, replace(model, fusion=fusion))
         if prior is not None:
             self.network.start_at(prior)
 
@@ -55,7 +56,10 @@ def build_teacher(group: str, task: Task, model: ModelConfig, prior: Tensor | No
     name, architecture = group.split(GROUP_SEPARATOR)
     if name == COMPLETE:
         return CompleteTeacher(task, model, architecture, prior)
-    return Teacher(task.modalities[name], architecture, len(task.outputs), width=model.width, dropout=model.dropout, prior=prior)
+    outputs, width = len(task.outputs), model.width
+    return Teacher(
+        task.modalities[name], architecture, outputs, width=width, dropout=model.dropout, prior=prior, patch=model.patch
+    )
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ class Ensembles(nn.Module):
             states: Group -> parameters.
         """
         super().__init__()
-        self.task = task
+        self.task, self.patch = task, model.patch
         self.members = nn.ModuleDict()
         self.of_complete: CompleteTeacher | None = None
         for group in sorted(states):
@@ -117,7 +121,7 @@ class Ensembles(nn.Module):
         if self.of_complete is None:
             return None
         held = batch.present.all(1).nonzero().squeeze(1)
-        said = torch.zeros(len(batch), len(self.task.outputs))
+        said = torch.zeros(len(batch), len(self.task.outputs), *self._space(batch, next(iter(self.task.modalities))))
         if len(held):
             said = said.index_copy(0, held, self.of_complete(batch.taken(held)).fused)
         return centred(self.task.type, said)
@@ -129,22 +133,26 @@ class Ensembles(nn.Module):
         for at, name in enumerate(self.task.modalities):
             held = batch.present[:, at].nonzero().squeeze(1)
             mine = [t for g, t in self.members.items() if read_by(g) == name]
-            column = torch.zeros(len(batch), len(self.task.outputs))
+            column = torch.zeros(len(batch), len(self.task.outputs), *self._space(batch, name))
             if mine and len(held):
                 x = batch.inputs[name][held]
                 column = column.index_copy(0, held, torch.stack([t(x) for t in mine]).mean(0))
             columns.append(column)
         return centred(self.task.type, torch.stack(columns, 1))
 
+    def _space(self, batch: Batch, modality: str) -> tuple[int, ...]:
+        """Returns the edges behind the logits: those of the volumes of a segmentation."""
+        return tuple(batch.inputs[modality].shape[2:]) if self.task.type == "segmentation" else ()
+
 
 def consilium(logits: Tensor, present: Tensor, weights: Tensor, calibration: Calibration) -> Tensor:
-    """Returns prior + b + s sum_m w_m (z_m - prior), logits [B, C].
+    """Returns prior + b + s sum_m w_m (z_m - prior), logits [B, C] ([B, C, D, H, W] of voxels).
 
     Args:
-        logits: mean_a z_{m,a}, [B, M, C].
+        logits: mean_a z_{m,a}, [B, M, C] ([B, M, C, D, H, W]).
         present: bool [B, M], modalities present that have teachers.
         weights: w, [C or 1, M]; not renormalised over the modalities present.
         calibration: s, b and prior.
     """
     evidence = weighted_evidence(logits, present, weights, calibration.prior)
-    return calibration.prior + calibration.bias + calibration.scale * evidence
+    return stated(evidence, calibration.scale, calibration.bias, calibration.prior)

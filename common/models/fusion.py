@@ -108,7 +108,7 @@ class Late(Fusion):
 
     def forward(self, features: Features, logits: Tensor, present: Tensor, weights: Tensor, prior: Tensor) -> Tensor:
         """Returns fused logits; shapes in the module's docstring."""
-        return prior + self.bias + self.scale * weighted_evidence(logits, present, weights, prior)
+        return stated(weighted_evidence(logits, present, weights, prior), self.scale, self.bias, prior)
 
 
 @fusion("bottleneck")
@@ -156,13 +156,20 @@ def weighted_evidence(logits: Tensor, present: Tensor, weights: Tensor, prior: T
     The weights are not renormalised: with a scale fitted for all modalities a lone one would be scaled up.
 
     Args:
-        logits: [B, M, C].
+        logits: [B, M, C], or of every voxel [B, M, C, D, H, W].
         present: bool [B, M].
         weights: [C or 1, M].
         prior: [C].
     """
-    evidence = torch.where(present[:, :, None], logits - prior, 0.0)
-    return torch.einsum("bmc,cm->bc", evidence, weights.expand(logits.shape[2], -1))
+    space = (1,) * (logits.ndim - 3)
+    evidence = torch.where(present[:, :, None].reshape(*present.shape, 1, *space), logits - prior.reshape(-1, *space), 0.0)
+    return torch.einsum("bmc...,cm->bc...", evidence, weights.expand(logits.shape[2], -1))
+
+
+def stated(evidence: Tensor, scale: Tensor, bias: Tensor, prior: Tensor) -> Tensor:
+    """Returns prior + b + s evidence, logits [B, C] or [B, C, D, H, W]; s, b and prior are [C]."""
+    scale, bias, prior = (x.reshape(-1, *(1,) * (evidence.ndim - 2)) for x in (scale, bias, prior))
+    return prior + bias + scale * evidence
 
 
 def probabilities(kind: TaskType, logits: Tensor) -> Tensor:

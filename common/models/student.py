@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from common.config import ModelConfig
 from common.data.cohort import Batch
 from common.models.fusion import TOKENS, Features, centred
-from common.models.registry import Encoder, build_encoder, build_fusion
+from common.models.registry import Encoder, Fusion, build_encoder, build_fusion
 from common.models.teacher import start_at
 from common.task import Task
+
+SHARED = "shared"
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class StudentOutput:
         unimodal: h_m, logits [B, M, C], centred over exclusive classes; zero where a modality is absent.
         fused: h_F, logits [B, C].
         present: bool [B, M].
+
+    Of volumes features are the maps [B, M, d, D_b, H_b, W_b], and all logits have the edges D, H, W behind.
     """
 
     features: Tensor
@@ -33,7 +37,12 @@ class StudentOutput:
     present: Tensor
 
     def prediction(self) -> Tensor:
-        """Returns logits [B, C]: the unimodal head's where a single modality is present, else the fused head's."""
+        """Returns logits [B, C]: the unimodal head's where a single modality is present, else the fused head's.
+
+        Of volumes always the fused head's, which has the one full decoder.
+        """
+        if self.fused.ndim > 2:
+            return self.fused
         alone = self.present.sum(1, keepdim=True) == 1
         return torch.where(alone, self.unimodal.sum(1), self.fused)
 
@@ -53,14 +62,17 @@ class Student(nn.Module):
             per_output: Whether omega has a row per output.
         """
         super().__init__()
+        self.task, self.patch = task, model.patch
+        self._build(task, model)
+        self.register_buffer("omega", torch.zeros(len(task.outputs) if per_output else 1, len(task.modalities)))
+        self.register_buffer("prior", torch.zeros(len(task.outputs)))
+
+    def _build(self, task: Task, model: ModelConfig) -> None:
         outputs = len(task.outputs)
-        self.task = task
         encoders = {n: build_encoder(m, model.student[m.kind], model.width, model.dropout) for n, m in task.modalities.items()}
         self.encoders = nn.ModuleDict(encoders)
         self.heads = nn.ModuleDict({n: nn.Linear(model.width, outputs) for n in task.modalities})
-        self.fusion = build_fusion(model.fusion, encoders, model.width, outputs, model.dropout)
-        self.register_buffer("omega", torch.zeros(outputs if per_output else 1, len(task.modalities)))
-        self.register_buffer("prior", torch.zeros(outputs))
+        self.fusion: nn.Module = build_fusion(model.fusion, encoders, model.width, outputs, model.dropout)
 
     def start_at(self, prior: Tensor) -> None:
         """Sets the prior [C], and makes every head start from it."""
@@ -72,13 +84,17 @@ class Student(nn.Module):
         if layers:
             start_at(layers[-1], prior)
 
+    def start_fusion_at(self, scale: Tensor, bias: Tensor) -> None:
+        """Starts the fusion from the consilium's s and b, if it has such parameters."""
+        cast("Fusion", self.fusion).start_at(scale, bias)
+
     def weights(self) -> Tensor:
         """Returns w = softmax(omega), [C or 1, M]."""
         return self.omega.softmax(1)
 
     def features(self, batch: Batch) -> Features:
         """Returns f_m, and their tokens if the fusion reads them."""
-        return encode(self.encoders, batch, tokens=self.fusion.reads_tokens)
+        return encode(self.encoders, batch, tokens=cast("Fusion", self.fusion).reads_tokens)
 
     def speak(self, features: Features, present: Tensor) -> StudentOutput:
         """Returns what heads and fusion make of the features of the modalities present, bool [B, M]."""
@@ -90,6 +106,15 @@ class Student(nn.Module):
     def forward(self, batch: Batch) -> StudentOutput:
         """Returns what the student says of a batch."""
         return self.speak(self.features(batch), batch.present)
+
+
+def build_student(task: Task, model: ModelConfig, *, per_output: bool = False) -> Student:
+    """Returns a new student for a task; args as for :class:`Student`."""
+    if task.type != "segmentation":
+        return Student(task, model, per_output=per_output)
+    from common.models.volume import VolumeStudent  # here: MONAI takes seconds
+
+    return VolumeStudent(task, model, per_output=per_output)
 
 
 def encode(encoders: nn.ModuleDict, batch: Batch, *, tokens: bool = False) -> Features:
@@ -116,8 +141,10 @@ def encode(encoders: nn.ModuleDict, batch: Batch, *, tokens: bool = False) -> Fe
 
 
 def block_of(parameter: str) -> str:
-    """Returns the block that a parameter of the student is aggregated with: a modality, or ``fusion``."""
+    """Returns the block that a parameter of the student is aggregated with: a modality, ``fusion``, or ``shared`` by all."""
     room, name, *rest = parameter.split(".")
+    if room == SHARED:
+        return SHARED
     if room == "fusion":
         return rest[0] if name == TOKENS else "fusion"
     return name

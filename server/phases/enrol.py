@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 
@@ -167,7 +168,11 @@ def _observations(task: Task, what: str) -> int:
     if what == LABELS:
         return 1
     modality = task.modalities[what]
-    return {"table": 1, "text": 1, "series": modality.steps, "image": modality.pixels**2, "audio": modality.frames}[modality.kind]
+    most = {
+        "table": 1, "text": 1, "series": modality.steps, "image": modality.pixels**2, "audio": modality.frames,
+        "volume": math.prod(modality.voxels),
+    }  # fmt: skip
+    return most[modality.kind]
 
 
 def _no_moments(task: Task) -> dict[str, Arrays]:
@@ -183,6 +188,7 @@ def _columns(modality: Modality) -> int:
         "table": table_columns(modality),
         "series": len(modality.features),
         "image": 1,
+        "volume": 1,
         "audio": modality.coefficients,
     }
     return kinds[modality.kind]
@@ -232,7 +238,8 @@ def _check_groups(run: Run) -> None:
 def _pool(run: Run, replies: dict[str, EnrolReply]) -> None:
     """Pools feature moments and label counts of the training sites and of the reference set, in the order of the sites' names.
 
-    The targets of a regression are standardised, so that every network starts from their pooled mean: its prior is 0.
+    The targets of a regression are standardised, so that every network starts from their pooled mean: its prior is 0. That of a
+    voxel, of which nobody tells how many lie in a region, is 0 too.
     """
     task, reference = run.config.task, run.raw_reference
     trains = [r for _, r in sorted(replies.items()) if r.role == "train" and r.site in run.state.sites]
@@ -241,7 +248,7 @@ def _pool(run: Run, replies: dict[str, EnrolReply]) -> None:
         parts.append(reference.moments())
     pooled = {m: pool([p[m] for p in parts]) for m in _no_moments(task)}
     run.state.arrays.update({f"standardisation:{m}": a for m, a in moments_arrays(pooled).items()})
-    if task.type == "regression":
+    if task.type in ("regression", "segmentation"):
         run.state.prior = [0.0] * len(task.outputs)
         return
     visits = [r.splits["train"] for r in trains if r.splits["train"]]

@@ -84,7 +84,7 @@ def test_a_student_who_sees_less_learns_what_it_says_of_the_whole_visit(kind: Ta
     batch = cohort.batch(index).masked(fewer)
     torch.manual_seed(1)
     student = Student(cohort.task, COMPLETE).eval()
-    output, lesson = student(batch), teaching.lesson(index, batch.present, student.omega)
+    output, lesson = student(batch), teaching.lesson(index, batch, student.omega)
     assert lesson.whole is not None and lesson.complete is not None
     assert torch.equal(lesson.whole, cohort.present[index].all(1))
 

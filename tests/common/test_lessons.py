@@ -139,7 +139,7 @@ def test_a_lesson_says_what_the_teachers_of_the_present_modalities_say_together(
     teaching = Teaching(torch.randn(12, 3, 2, generator=g), taught, c)
     index, present = torch.tensor([3, 0, 7]), torch.tensor([[True, False, True]] * 3)
     omega = torch.tensor([[0.3, -0.1, 0.7]])
-    lesson = teaching.lesson(index, present, omega)
+    lesson = teaching.lesson(index, replace(cohort.batch(index), present=present), omega)
     assert torch.equal(lesson.taught, taught[index] & present)
     assert torch.equal(lesson.unimodal, teaching.logits[index])
     assert torch.equal(lesson.consilium, consilium(teaching.logits[index], lesson.taught, omega.softmax(1), c))

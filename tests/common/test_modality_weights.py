@@ -44,7 +44,7 @@ class Setting:
         self.teaching = Teaching(torch.randn(12, 3, outputs, dtype=torch.float64), self.train.present, c)
 
     def inner(self, output: StudentOutput, omega: Tensor) -> Tensor:
-        lesson = self.teaching.lesson(torch.arange(12), self.train.present, omega)
+        lesson = self.teaching.lesson(torch.arange(12), self.train, omega)
         return student_loss(self.config.task.type, output, self.train, lesson, omega, self.config.distill)
 
     def after_a_step(self, omega: Tensor) -> float:

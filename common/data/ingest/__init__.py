@@ -14,6 +14,7 @@ from common.data.ingest.image import read_image
 from common.data.ingest.series import bin_series
 from common.data.ingest.table import read_table
 from common.data.ingest.text import hash_words, read_text
+from common.data.ingest.volume import read_volume
 from common.data.manifest import Source
 from common.task import Kind, Modality
 
@@ -50,5 +51,10 @@ def reader(folder: Path, source: Source, modality: Modality, frames: Frames) -> 
     def table(cell: str, visit: str) -> NDArray[np.generic]:
         return read_table(frames.rows(inside(folder, cell), source.key, visit), source, modality)
 
-    readers: dict[Kind, Reader] = {"image": image, "audio": audio, "text": text, "series": series, "table": table}
+    def volume(cell: str, visit: str) -> NDArray[np.generic]:
+        return read_volume(inside(folder, cell), modality)
+
+    readers: dict[Kind, Reader] = {
+        "image": image, "audio": audio, "text": text, "series": series, "table": table, "volume": volume,
+    }  # fmt: skip
     return readers[modality.kind]

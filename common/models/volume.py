@@ -1,0 +1,153 @@
+"""Segmentation: the decoder of teachers, and the student of volumes.
+
+The student has one encoder for all modalities, whose maps f_m it fuses level by level for the fused decoder, and a light decoder
+per modality, through which that modality's teachers teach the encoder; what is predicted, for one modality too, is the fused
+decoder's. A missing modality's maps enter the fusion as the weighted mean of the present ones, at every level (MetaKD's
+released code fills the bottleneck alone, by the plain mean, and pushes a zero image through the encoder for the rest).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from monai.networks.blocks.convolutions import Convolution, ResidualUnit
+from torch import Tensor, nn
+from torch.nn import functional
+
+from common.config import ModelConfig
+from common.data.cohort import Batch
+from common.models.encoders.volume import LEAKY
+from common.models.fusion import Features, Late, renormalised
+from common.models.registry import MapEncoder, build_encoder
+from common.models.student import Student, StudentOutput
+from common.models.teacher import start_at
+from common.task import Task
+
+LIGHT = 4
+
+
+class Decoder(nn.Module):
+    """From the maps of every level to logits [B, C, D, H, W]."""
+
+    def __init__(self, channels: Sequence[int], outputs: int, dropout: float) -> None:
+        """Args: channels of the encoder's levels, fine to coarse; number of logits; share of features dropped."""
+        super().__init__()
+        fine, middle, coarse = channels
+        kept = dropout or None
+        self.middle = ResidualUnit(3, coarse + middle, middle, act=LEAKY, norm="instance", dropout=kept)
+        self.up = Convolution(3, middle, fine, strides=2, is_transposed=True, act=LEAKY, norm="instance", dropout=kept)
+        self.fine = ResidualUnit(3, 2 * fine, fine, act=LEAKY, norm="instance", dropout=kept)
+        self.out = nn.ConvTranspose3d(fine, outputs, kernel_size=2, stride=2)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Returns logits at full resolution."""
+        fine, middle, coarse = maps
+        middle = self.middle(torch.cat([coarse, middle], 1))
+        logits: Tensor = self.out(self.fine(torch.cat([self.up(middle), fine], 1)))
+        return logits
+
+
+class LightDecoder(nn.Module):
+    """A unimodal head: every level squeezed to a few channels, brought to the finest map's size, and added up."""
+
+    def __init__(self, channels: Sequence[int], outputs: int) -> None:
+        """Args as for :class:`Decoder`."""
+        super().__init__()
+        self.squeeze = nn.ModuleList(nn.Conv3d(c, LIGHT, kernel_size=1) for c in channels)
+        self.mix = nn.Conv3d(LIGHT, LIGHT, kernel_size=3, padding=1)
+        self.out = nn.ConvTranspose3d(LIGHT, outputs, kernel_size=2, stride=2)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Returns logits at full resolution."""
+        size = maps[0].shape[2:]
+        squeezed = [layer(m) for layer, m in zip(self.squeeze, maps, strict=True)]
+        added = torch.stack([functional.interpolate(s, size=size, mode="nearest") for s in squeezed]).sum(0)
+        logits: Tensor = self.out(functional.leaky_relu(self.mix(functional.leaky_relu(added))))
+        return logits
+
+
+@dataclass(frozen=True)
+class Maps(Features):
+    """What the encoder makes of a batch; zero where a modality is absent.
+
+    ``pooled`` is f_m, the bottleneck [B, M, d, D_b, H_b, W_b]; ``tokens`` are the finer levels, [B, M, C_l, D_l, H_l, W_l].
+    """
+
+    @property
+    def levels(self) -> tuple[Tensor, ...]:
+        """Fine to coarse."""
+        return (*self.tokens, self.pooled)
+
+    def scaled(self, weights: Tensor) -> Maps:
+        """Returns them multiplied by weights [M]."""
+        *finer, bottleneck = (level * weights[:, None, None, None, None] for level in self.levels)
+        return Maps(bottleneck, tuple(finer))
+
+
+class VolumeStudent(Student):
+    """The student of a segmentation task."""
+
+    fusion: nn.ModuleDict
+
+    def _build(self, task: Task, model: ModelConfig) -> None:
+        outputs, modalities = len(task.outputs), len(task.modalities)
+        modality = next(iter(task.modalities.values()))
+        shared = cast("MapEncoder", build_encoder(modality, model.student["volume"], model.width, model.dropout))
+        self.shared = nn.ModuleDict({"encoder": shared})
+        self.heads = nn.ModuleDict({n: LightDecoder(shared.channels, outputs) for n in task.modalities})
+        self.how, self.fusion = model.fusion, nn.ModuleDict()
+        if self.how == "late":
+            self.fusion["evidence"] = Late(dict.fromkeys(task.modalities, shared), model.width, outputs, model.dropout)
+        else:
+            if self.how == "joint":
+                self.fusion["mix"] = nn.ModuleList(nn.Conv3d(modalities * c, c, kernel_size=1) for c in shared.channels)
+            self.fusion["decoder"] = Decoder(shared.channels, outputs, model.dropout)
+
+    def start_at(self, prior: Tensor) -> None:
+        """Sets the prior [C], and makes every head start from it."""
+        with torch.no_grad():
+            self.prior.copy_(prior)
+        for decoder in (m for m in self.modules() if isinstance(m, Decoder | LightDecoder)):
+            start_at(decoder, prior)
+
+    def start_fusion_at(self, scale: Tensor, bias: Tensor) -> None:
+        """Starts the fusion from the consilium's s and b, if it has such parameters."""
+        if self.how == "late":
+            cast("Late", self.fusion["evidence"]).start_at(scale, bias)
+
+    def features(self, batch: Batch) -> Maps:
+        """Returns the maps of every modality; the encoder runs on what is present only."""
+        encoder = cast("MapEncoder", self.shared["encoder"])
+        columns: list[list[Tensor]] = []
+        for at, name in enumerate(self.task.modalities):
+            held = batch.present[:, at].nonzero().squeeze(1)
+            maps = encoder.maps(batch.inputs[name][held])
+            columns.append([m.new_zeros(len(batch), *m.shape[1:]).index_copy(0, held, m) for m in maps])
+        *finer, bottleneck = (torch.stack(level, 1) for level in zip(*columns, strict=True))
+        return Maps(bottleneck, tuple(finer))
+
+    def speak(self, features: Features, present: Tensor) -> StudentOutput:
+        """Returns what decoders and fusion make of the maps of the modalities present, bool [B, M]."""
+        maps = cast("Maps", features)
+        logits = torch.stack([head([level[:, at] for level in maps.levels]) for at, head in enumerate(self.heads.values())], 1)
+        heads = logits * present[:, :, None, None, None, None]
+        return StudentOutput(maps.pooled, heads, self._fused(maps, heads, present), present)
+
+    def _fused(self, features: Maps, heads: Tensor, present: Tensor) -> Tensor:
+        if self.how == "late":
+            evidence: Tensor = self.fusion["evidence"](features, heads, present, self.weights(), self.prior)
+            return evidence
+        share = renormalised(self.weights().mean(0), present)[:, :, None, None, None, None]
+        means = [(share * level).sum(1, keepdim=True) for level in features.levels]
+        if self.how == "weighted":
+            maps = [mean.squeeze(1) for mean in means]
+        else:
+            held = present[:, :, None, None, None, None]
+            filled = [torch.where(held, level, mean) for level, mean in zip(features.levels, means, strict=True)]
+            mix = cast("nn.ModuleList", self.fusion["mix"])
+            maps = [layer(f.flatten(1, 2)) for layer, f in zip(mix, filled, strict=True)]
+        fused: Tensor = self.fusion["decoder"](maps)
+        return fused

@@ -1,0 +1,84 @@
+"""A whole run that finds regions in scans: two modalities, each of which shows one region, at two hospitals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from server import checkpoint
+from simulations.inproc import run_inproc
+
+EDGE = 16
+TASK = {
+    "name": "lesions",
+    "type": "segmentation",
+    "outputs": ["whole", "core"],
+    "regions": {"whole": [1, 2], "core": [2]},
+    "modalities": {m: {"kind": "volume", "voxels": [EDGE] * 3} for m in ("flair", "t1ce")},
+}
+OVERRIDES = [
+    "model.width=4", "model.dropout=0.0", "model.fusion=weighted", "model.teachers.volume=[small]", "teach.rounds=3",
+    "teach.epochs=3",
+    "teach.training.default={optimiser: adamw, lr: 0.01, batch_size: 4}", "refine.rounds=4", "refine.epochs=3",
+    "refine.training={optimiser: adamw, lr: 0.01, batch_size: 4}", "distill.labels=1",
+    "split={meta: 0.1, validation: 0.0, test: 0.25}",
+    "weights.steps=1",
+]  # fmt: skip
+
+
+def write_scan(file: Path, values: np.ndarray) -> None:
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), file)
+
+
+def write_site(folder: Path, seed: int, scans: int = 20) -> None:
+    """Every scan has a ball in which ``flair`` is bright, and within it a smaller one in which ``t1ce`` is."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    grid = np.stack(np.meshgrid(*[np.arange(EDGE)] * 3, indexing="ij"), -1)
+    rows = []
+    for i in range(scans):
+        size = (EDGE, EDGE - i % 3, EDGE)
+        centre = rng.uniform(5, EDGE - 6, 3)
+        apart = np.linalg.norm(grid - centre, axis=-1)[: size[0], : size[1], : size[2]]
+        whole, core = apart < 4, apart < 2.2
+        row = {"patient": f"p{i}", "visit": f"v{i}", "mask": f"{i}-mask.nii.gz"}
+        write_scan(folder / row["mask"], (whole.astype(np.int16) + core))
+        for name, region in (("flair", whole), ("t1ce", core)):
+            if i % 4 or name == "flair":
+                row[name] = f"{i}-{name}.nii.gz"
+                write_scan(folder / row[name], (rng.normal(10, 1, size) + 4 * region).astype(np.float32))
+        rows.append(row)
+    pd.DataFrame(rows).to_csv(folder / "patients.csv", index=False)
+    manifest = {
+        "schema_version": 1, "site": folder.name, "data": "generated", "patients": "patients.csv", "patient": "patient",
+        "visit": "visit", "labels": {"mask": "mask"}, "limits": {"min_count": 1},
+        "modalities": {m: {"kind": "volume", "column": m} for m in ("flair", "t1ce")},
+    }  # fmt: skip
+    (folder / "manifest.yaml").write_text(yaml.safe_dump(manifest))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("scans")
+    for seed, site in enumerate(("alder", "birch")):
+        write_site(place / "sites" / site, seed)
+    (place / "task.yaml").write_text(yaml.safe_dump(TASK))
+    overrides = [f"task_file={place / 'task.yaml'}", *OVERRIDES]
+    run_inproc(sites=place / "sites", run_dir=place / "run", experiment="custom", overrides=overrides)
+    return place / "run"
+
+
+def test_student_and_teachers_find_the_regions(run: Path) -> None:
+    assert checkpoint.load(run).phase == "finished"
+    rows = pd.DataFrame(json.loads((run / "results.json").read_text())["rows"])
+    dice = rows[rows["metric"] == "dice"].groupby(["method", "pattern"])["mean"].mean()
+    print(dice)
+    assert dice["student", "all"] > 0.6
+    assert dice["student", "flair"] > 0.3
+    assert set(rows["metric"]) >= {"dice", "hd95", "nsd", "dice:0", "dice:3"}
