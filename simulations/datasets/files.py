@@ -83,6 +83,15 @@ def finish_sites(partial: Path) -> None:
     os.replace(partial, partial.with_name(partial.name.removesuffix(PARTIAL)))
 
 
+def place_file(source: Path, target: Path) -> None:
+    """Puts a file at another place: as a link where the file system can, else as a copy."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
 def write_site(folder: Path, patients: pd.DataFrame, manifest: Mapping[str, Any], files: Mapping[str, pd.DataFrame]) -> None:
     """Writes one hospital.
 

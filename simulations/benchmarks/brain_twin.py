@@ -1,0 +1,56 @@
+"""Tumour regions from one to four MR modalities: a generated twin of BraTS 2018, institutions as sites. No real patients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from common.errors import ConsiliumError
+from common.evaluation.metrics import REGION_METRICS
+from simulations.ablations import Ablation
+from simulations.benchmarks.base import Benchmark, Split
+from simulations.datasets import brain_twin, brats
+
+METHODS = ("student", "teachers", "student-uniform", "student-no-kd", "fedavg", "local", "central", "central-full")
+TWIN = "the generator of the twin writes it"
+REGIONS = (
+    Ablation("student-joint", "fusion", "joint, concatenated maps", ("model.fusion=joint",)),
+    Ablation("student-late", "fusion", "late, logits alone", ("model.fusion=late",)),
+    Ablation("student-no-pairwise", "pairwise distillation", "off", ("distill.delta=0",)),
+    Ablation("student-one-row", "modality weights", "one row for all regions", ("weights.per_output=false",)),
+    Ablation("student-dropout-batch", "modality dropout", "drawn per batch", ("distill.dropout_by=batch",)),
+)
+
+
+def prepare(folder: Path, split: Split) -> dict[str, Any]:
+    """Writes the twin once for a run, and its clients; see :data:`simulations.benchmarks.base.Prepare`.
+
+    Raises:
+        ConsiliumError: If another reference set is asked for: the protocol's is an institution.
+    """
+    if split.reference is not None:
+        raise ConsiliumError("The reference set of BraTS is one institution: there is no other share of it.")
+    root = folder.parent / "brain-twin"
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(root.with_suffix(".lock")):
+        if not root.is_dir():
+            brain_twin.write_twin(root.with_suffix(".partial"), seed=brain_twin.FINAL_SEED)
+            root.with_suffix(".partial").rename(root)
+    return brats.write_sites(brats.load(root, TWIN), folder, seed=split.seed, masked=split.masked, generated=True)
+
+
+BENCHMARK = Benchmark(
+    name="brain-twin",
+    title="Whole tumour, core and enhancing tumour from one to four MR modalities: nine institutions",
+    experiment="brain-twin",
+    data="generated",
+    data_version=f"twin of BraTS 2018, seed {brain_twin.FINAL_SEED}",
+    task_type="segmentation",
+    modalities=brats.MODALITIES,
+    prepare=prepare,
+    methods=METHODS,
+    metrics=REGION_METRICS,
+    ablations=REGIONS,
+)

@@ -1,0 +1,207 @@
+"""BraTS: four MR modalities and tumour masks of several institutions, which become the sites.
+
+Reads a folder of the training data of BraTS 2018, 2019 or 2020 as the organisers publish it: one folder per case, somewhere
+below, with ``<case>_flair``, ``_t1``, ``_t1ce``, ``_t2`` and ``_seg`` as ``.nii.gz`` (or ``.nii``, as on Kaggle). Values of a
+mask: 1 necrotic and non-enhancing core, 2 oedema, 4 enhancing tumour.
+
+Sites and what they lack follow FedMEPD (MedIA 2025; the mapping of its inference script): the server's reference set is CBICA's,
+with all modalities, and eight clients hold one to four. Where its split files, which are not repeated here, put cases of one
+institution into two clients (``2013``), cases alternate here. ``train.csv`` and ``test.csv``, one case folder a line without a
+header as MetaKD's lists are, fix who is tested; without them it is 40 % of every client's cases, drawn by seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from common.data.manifest import REFERENCE_FOLDER
+from common.errors import ConsiliumError, nearest
+from simulations.datasets.files import finish_sites, new_sites, place_file, with_split, write_site
+
+MODALITIES = ("flair", "t1", "t1ce", "t2")
+MASK = "seg"
+SUFFIXES = (".nii.gz", ".nii")
+SERVER = "CBICA"
+CLIENTS: Mapping[str, tuple[str, ...]] = {
+    "client-1": ("flair", "t1", "t1ce"),
+    "client-2": ("flair", "t1", "t2"),
+    "client-3": ("flair", "t1ce"),
+    "client-4": ("t1", "t2"),
+    "client-5": ("t1ce",),
+    "client-6": ("t2",),
+    "client-7": MODALITIES,
+    "client-8": MODALITIES,
+}
+INSTITUTIONS: Mapping[str, tuple[str, ...]] = {
+    "2013": ("client-1", "client-6"), "TCIA01": ("client-2",), "TCIA02": ("client-7",), "TCIA03": ("client-3",),
+    "TCIA04": ("client-3",), "TCIA05": ("client-5",), "TCIA06": ("client-4",), "TCIA08": ("client-4",), "TCIA09": ("client-5",),
+    "TCIA10": ("client-8",), "TCIA12": ("client-5",), "TCIA13": ("client-6",), SERVER: (REFERENCE_FOLDER,),
+}  # fmt: skip
+"""Institution, as the name of a case tells it -> the clients among which its cases alternate. Of others (BraTS 2019 and 2020 have
+more, and 2020's names tell none) cases alternate among all clients: ours."""
+TEST_SHARE, SPLIT_SEED = 0.4, 18
+LISTS = ("train.csv", "test.csv")
+
+
+@dataclass(frozen=True)
+class Cases:
+    """The cases of one year.
+
+    Attributes:
+        frame: A row per case: patient, institution, split (``train`` or ``test``; None where drawn), and a path per modality and
+            mask.
+        checksum: SHA-256 over names and sizes of all files: to read them all would take too long.
+        exclusions: What was left out -> how many.
+    """
+
+    frame: pd.DataFrame
+    checksum: str
+    exclusions: Mapping[str, int]
+
+
+def load(root: Path, how_to_get: str) -> Cases:
+    """Lists a year's training data.
+
+    Args:
+        root: Its folder.
+        how_to_get: What errors tell of where the data come from.
+
+    Raises:
+        ConsiliumError: If there is no case, a case lacks a file or has an empty one, or a list does not fit.
+    """
+    firsts = [f for s in SUFFIXES for f in root.rglob(f"*_{MODALITIES[0]}{s}") if not f.name.startswith(".")]
+    if not firsts:
+        raise ConsiliumError(f"{root} holds no case: no file ends with _{MODALITIES[0]}.nii.gz or .nii. {how_to_get}")
+    rows, faults, sizes = [], [], []
+    names_of_2019 = _name_mapping(root)
+    for first in sorted(firsts):
+        case = first.parent.name
+        found = {part: _file(first.parent, case, part) for part in (*MODALITIES, MASK)}
+        missing = [part for part, file in found.items() if file is None]
+        if missing:
+            faults.append(f"{first.parent}: no {', '.join(f'{case}_{part}' for part in missing)} with any content")
+            continue
+        rows.append({"patient": case, "institution": _institution(names_of_2019.get(case, case))} | found)
+        sizes += [f"{file.name} {file.stat().st_size}" for file in found.values() if file]
+    if faults:
+        more = f" and {len(faults) - 1} more case(s)" if len(faults) > 1 else ""
+        raise ConsiliumError(f"The data are not complete: {faults[0]}{more}. Download these again. {how_to_get}")
+    frame = pd.DataFrame(rows)
+    if frame["patient"].duplicated().any():
+        twice = frame.loc[frame["patient"].duplicated(), "patient"].iloc[0]
+        raise ConsiliumError(f"{root} holds the case {twice} in two folders. Remove one.")
+    frame, left_out = _by_lists(frame, root)
+    return Cases(frame.reset_index(drop=True), hashlib.sha256("\n".join(sorted(sizes)).encode()).hexdigest(), left_out)
+
+
+def _file(folder: Path, case: str, part: str) -> Path | None:
+    files = [folder / f"{case}_{part}{suffix}" for suffix in SUFFIXES]
+    return next((f for f in files if f.is_file() and f.stat().st_size), None)
+
+
+def _institution(name: str) -> str:
+    """Returns what a case's name tells: ``Brats18_TCIA01_131_1`` -> ``TCIA01``."""
+    told = re.match(r"BraTS\d\d_([A-Za-z0-9]+)_", name, re.IGNORECASE)
+    return told.group(1) if told and told.group(1) != "Training" else "unknown"
+
+
+def _name_mapping(root: Path) -> dict[str, str]:
+    """Returns case of 2020 -> its name of 2019, if the organisers' table is there."""
+    files = sorted(root.rglob("name_mapping.csv"))
+    if not files:
+        return {}
+    table = pd.read_csv(files[0], dtype=str)
+    columns = ("BraTS_2020_subject_ID", "BraTS_2019_subject_ID")
+    if not set(columns) <= set(table):
+        raise ConsiliumError(f"{files[0]} lacks column(s) {', '.join(set(columns) - set(table))}. Take the organisers' file.")
+    known = table.dropna(subset=list(columns))
+    return dict(zip(known[columns[0]], known[columns[1]], strict=True))
+
+
+def _by_lists(frame: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Returns the cases with the split that the lists say, if there are any."""
+    lists = {name.removesuffix(".csv"): root / name for name in LISTS if (root / name).is_file()}
+    if len(lists) < len(LISTS):
+        return frame.assign(split=None), {}
+    place: dict[str, str] = {}
+    for split, file in lists.items():
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            case = line.strip().rstrip("/").split("/")[-1]
+            if not case:
+                continue
+            if place.get(case, split) != split:
+                raise ConsiliumError(f"{file}, line {number}: {case} is in both lists. A patient trains or tests, not both.")
+            if case not in set(frame["patient"]):
+                raise ConsiliumError(f"{file}, line {number}: there is no case {case}{nearest(case, frame['patient'])}")
+            place[case] = split
+    listed = frame["patient"].isin(place)
+    unlisted = int((~listed).sum())
+    return frame[listed].assign(split=frame["patient"].map(place)), {"cases in no list": unlisted} if unlisted else {}
+
+
+def deal(frame: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Returns the cases with their ``site`` and ``split``; those of the reference set are never tested."""
+    sites: list[str] = []
+    turns: dict[tuple[str, ...], int] = {}
+    for institution in frame["institution"]:
+        clients = INSTITUTIONS.get(institution, tuple(CLIENTS))
+        sites.append(clients[turns.get(clients, 0) % len(clients)])
+        turns[clients] = turns.get(clients, 0) + 1
+    placed = frame.assign(site=sites)
+    if placed["split"].isna().all():
+        rng = np.random.default_rng([SPLIT_SEED, seed])
+        drawn = placed.groupby("site")["patient"].transform(lambda p: rng.permutation(len(p)) < round(TEST_SHARE * len(p)))
+        placed["split"] = np.where(drawn.astype(bool) & (placed["site"] != REFERENCE_FOLDER), "test", "train")
+    return placed
+
+
+def write_sites(cases: Cases, folder: Path, *, seed: int, masked: bool = True, generated: bool = False) -> dict[str, Any]:
+    """Writes the clients and the reference set; scans are links to the official files.
+
+    Args:
+        cases: What :func:`load` returned.
+        folder: New or empty folder; it appears complete or not at all.
+        seed: Of who is tested, if no lists say it.
+        masked: Whether training cases of a client lack the modalities that it does not hold; test cases lack none.
+        generated: Whether these are a twin's patients.
+
+    Returns:
+        ``data_checksum``, ``exclusions`` and ``n`` per role (cases, sites).
+
+    Raises:
+        ConsiliumError: If the folder is not empty, or nobody is left to train or to test.
+    """
+    placed = deal(cases.frame, seed)
+    partial = new_sites(folder)
+    manifest = {
+        "labels": {"mask": MASK}, "split": "split", "data": "generated" if generated else "real",
+        "modalities": {m: {"kind": "volume", "column": m} for m in MODALITIES},
+    }  # fmt: skip
+    for site, rows in placed.groupby("site"):
+        held = CLIENTS.get(str(site), MODALITIES)
+        files: dict[str, Any] = {part: [f"scans/{file.name}" for file in rows[part]] for part in (*MODALITIES, MASK)}
+        lacking = (rows["split"] == "train").to_numpy() & masked
+        for modality in (m for m in MODALITIES if m not in held):
+            files[modality] = [None if lacks else name for name, lacks in zip(files[modality], lacking, strict=True)]
+        patients = rows[["patient", "split"]].assign(visit=rows["patient"], **files)
+        write_site(partial / str(site), patients, manifest, {})
+        for part in (*MODALITIES, MASK):
+            for file in rows[part]:
+                place_file(file, partial / str(site) / "scans" / file.name)
+    roles = placed["split"].where(placed["site"] != REFERENCE_FOLDER, "reference")
+    n = {str(role): {"cases": len(rows), "sites": int(rows["site"].nunique())} for role, rows in placed.groupby(roles)}
+    if not {"train", "test"} <= set(n):
+        raise ConsiliumError(
+            f"Of {len(placed)} cases none is left to {'train' if 'train' not in n else 'test'}. Check the lists."
+        )
+    finish_sites(partial)
+    columns = placed[["patient", "institution", "site", "split"]]
+    return {"data_checksum": with_split(cases.checksum, columns), "exclusions": dict(cases.exclusions), "n": n}

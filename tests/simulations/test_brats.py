@@ -1,0 +1,140 @@
+"""BraTS as the organisers publish it, on its twin: who becomes which site, what they lack, and what is wrong with folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from common.config import load_config
+from common.data.folder import open_cohort
+from common.data.manifest import load_manifest
+from common.errors import ConsiliumError
+from simulations.datasets import brain_twin, brats
+
+FEW = {"CBICA": 2, "2013": 4, "TCIA03": 3}
+HOW = "Get it there."
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("brats") / "twin"
+    brain_twin.write_twin(place, seed=1, edge=16, cases=FEW)
+    return place
+
+
+def cases_of(root: Path) -> list[str]:
+    return sorted(p.name.removesuffix("_seg.nii.gz") for p in root.rglob("*_seg.nii.gz"))
+
+
+def test_institutions_become_the_reference_set_and_clients_that_lack_modalities(root: Path, tmp_path: Path) -> None:
+    said = brats.write_sites(brats.load(root, HOW), tmp_path / "sites", seed=0, generated=True)
+    assert sorted(p.name for p in (tmp_path / "sites").iterdir()) == ["client-1", "client-3", "client-6", "reference"]
+    assert said["n"] == {
+        "reference": {"cases": 2, "sites": 1}, "test": {"cases": 3, "sites": 3}, "train": {"cases": 4, "sites": 3},
+    }  # fmt: skip
+    task = load_config("brain-twin", [f"task.modalities.{m}.voxels=[16,16,16]" for m in brats.MODALITIES]).task
+    config = load_config("brain-twin")
+    for site, held in {**brats.CLIENTS, "reference": brats.MODALITIES}.items():
+        folder = tmp_path / "sites" / site
+        if not folder.is_dir():
+            continue
+        manifest = load_manifest(folder)
+        assert manifest.data == "generated"
+        cohort = open_cohort(folder, manifest, task, config.split, 0)
+        assert not cohort.findings
+        for split, present in zip(cohort.split, cohort.present.tolist(), strict=True):
+            everything = split == "test" or site == "reference"
+            assert [m for m, p in zip(task.modalities, present, strict=True) if p] == [
+                m for m in task.modalities if everything or m in held
+            ]
+        whole, core, enhancing = cohort.labels.bool().unbind(1)
+        assert (core <= whole).all() and (enhancing <= core).all()
+
+
+def test_without_masks_over_modalities_nobody_lacks_anything(root: Path, tmp_path: Path) -> None:
+    brats.write_sites(brats.load(root, HOW), tmp_path / "sites", seed=0, masked=False)
+    for folder in (tmp_path / "sites").iterdir():
+        table = pd.read_parquet(folder / "patients.parquet")
+        assert table[list(brats.MODALITIES)].notna().all().all()
+
+
+def test_the_twin_shows_a_region_where_it_should() -> None:
+    shown: dict[int, dict[str, float]] = {v: dict.fromkeys(brats.MODALITIES, 0.0) for v in (brain_twin.OEDEMA, brain_twin.RIM)}
+    for seed in range(12):
+        scans, mask = brain_twin.generate_case(np.random.default_rng(seed), 32)
+        healthy = (mask == 0) & (scans["flair"] > 0)
+        for value, contrast in shown.items():
+            for m, scan in scans.items():
+                contrast[m] += float(scan[mask == value].mean() - scan[healthy].mean())
+    oedema, rim = shown[brain_twin.OEDEMA], shown[brain_twin.RIM]
+    assert max(oedema, key=lambda m: oedema[m]) == "flair"
+    assert max(rim, key=lambda m: rim[m]) == "t1ce"
+    assert abs(oedema["t1ce"]) < 0.4 * oedema["flair"]
+
+
+def test_lists_fix_who_is_tested(root: Path, tmp_path: Path) -> None:
+    place = tmp_path / "twin"
+    brain_twin.write_twin(place, seed=1, edge=16, cases=FEW)
+    names = cases_of(place)
+    (place / "train.csv").write_text("".join(f"HGG/{c}/\n" for c in names[:6]))
+    (place / "test.csv").write_text("".join(f"HGG/{c}\n" for c in names[6:8]))
+    loaded = brats.load(place, HOW)
+    assert loaded.exclusions == {"cases in no list": 1}
+    assert dict(zip(loaded.frame["patient"], loaded.frame["split"], strict=True)) == dict(
+        zip(names[:8], ["train"] * 6 + ["test"] * 2, strict=True)
+    )
+    (place / "test.csv").write_text(f"HGG/{names[0]}\n")
+    with pytest.raises(ConsiliumError, match=r"test.csv, line 1: Brats18_\S+ is in both lists"):
+        brats.load(place, HOW)
+    (place / "test.csv").write_text("HGG/Brats18_CBICA_XYZ_1\n")
+    with pytest.raises(ConsiliumError, match=r"line 1: there is no case Brats18_CBICA_XYZ_1; did you mean"):
+        brats.load(place, HOW)
+
+
+def test_a_case_that_lacks_a_file_or_has_an_empty_one_is_named(tmp_path: Path) -> None:
+    place = tmp_path / "twin"
+    brain_twin.write_twin(place, seed=1, edge=16, cases={"TCIA03": 3})
+    first, second, _ = (next(place.rglob(f"{c}_t2.nii.gz")) for c in cases_of(place))
+    first.unlink()
+    second.write_bytes(b"")
+    with pytest.raises(ConsiliumError, match=r"no Brats18_TCIA03_1_1_t2 with any content and 1 more case\(s\)"):
+        brats.load(place, HOW)
+    with pytest.raises(ConsiliumError, match="holds no case"):
+        brats.load(tmp_path / "nothing", HOW)
+
+
+def test_cases_of_2020_find_their_institution_in_the_organisers_table(tmp_path: Path) -> None:
+    place = tmp_path / "2020"
+    brain_twin.write_twin(place, seed=1, edge=16, cases={"TCIA03": 2})
+    for at, case in enumerate(cases_of(place)):
+        folder = next(place.rglob(case))
+        for file in list(folder.iterdir()):
+            file.rename(file.with_name(file.name.replace(case, f"BraTS20_Training_00{at + 1}")))
+        folder.rename(folder.with_name(f"BraTS20_Training_00{at + 1}"))
+    assert set(brats.load(place, HOW).frame["institution"]) == {"unknown"}
+    pd.DataFrame({"BraTS_2020_subject_ID": ["BraTS20_Training_001"], "BraTS_2019_subject_ID": ["BraTS19_TCIA10_103_1"]}).to_csv(
+        place / "name_mapping.csv", index=False
+    )
+    assert brats.load(place, HOW).frame["institution"].tolist() == ["TCIA10", "unknown"]
+
+
+def test_a_mask_that_writes_3_for_enhancing_tumour_is_a_finding(root: Path, tmp_path: Path) -> None:
+    brats.write_sites(brats.load(root, HOW), tmp_path / "sites", seed=0)
+    folder = tmp_path / "sites" / "client-3"
+    table = pd.read_parquet(folder / "patients.parquet")
+    file = folder / table["mask"][0]
+    mask = np.asarray(nibabel.load(file).dataobj).astype(np.int16)
+    mask[mask == 4] = 3
+    file.unlink()  # a link to the official file
+    nibabel.save(nibabel.Nifti1Image(mask, np.eye(4)), file)
+    manifest = yaml.safe_load((folder / "manifest.yaml").read_text())
+    (folder / "manifest.yaml").write_text(yaml.safe_dump(manifest | {"limits": {"bad_rows": 1.0}}))
+    task = load_config("brain-twin", [f"task.modalities.{m}.voxels=[16,16,16]" for m in brats.MODALITIES]).task
+    cohort = open_cohort(folder, load_manifest(folder), task, load_config("brain-twin").split, 0)
+    assert [(f.row, f.column) for f in cohort.findings] == [(2, "mask")]
+    assert "the mask holds 3, the task's regions know 1, 2, 4" in cohort.findings[0].problem
