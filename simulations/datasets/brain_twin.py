@@ -27,7 +27,7 @@ CASES = {
 }  # fmt: skip
 """Institution -> cases: 24 of the 40 train, in the reference set and at the clients, and 14 to 16 are tested."""
 CORE, OEDEMA, RIM = 1, 2, 4
-SHOWN = {"flair": (0.9, 1.3, 1.1), "t1": (-0.8, -0.2, 0.0), "t1ce": (-0.7, 0.0, 1.8), "t2": (1.0, 0.7, 0.6)}
+SHOWN = {"flair": (0.9, 1.3, 1.1), "t1": (-0.8, -0.2, 0.0), "t1ce": (-0.3, 0.0, 2.6), "t2": (1.0, 0.7, 0.6)}
 """Contrast of core, oedema and rim to healthy tissue, in standard deviations of its grey values."""
 NOISE, SPOTS = 0.6, 3
 GRADES = ("HGG", "LGG")
