@@ -60,8 +60,8 @@ def generate_case(rng: np.random.Generator, edge: int = EDGE) -> tuple[dict[str,
     tilt = np.linalg.qr(rng.normal(size=(3, 3)))[0]
     axes = rng.uniform(0.26, 0.42, 3)
     apart = _ellipsoid(grid, rng.uniform(-0.38, 0.38, 3), axes, tilt)
-    apart = apart + 0.35 * _smooth(rng, edge, 3)
-    rim_from, core_from = rng.uniform(0.5, 0.75), rng.uniform(0.2, 0.45)
+    apart = apart + 0.2 * _smooth(rng, edge, 3)
+    rim_from, core_from = rng.uniform(0.6, 0.8), rng.uniform(0.5, 0.75)
     mask = np.zeros(apart.shape, dtype=np.int16)
     mask[(apart < 1) & head] = OEDEMA
     mask[(apart < rim_from) & head] = RIM

@@ -66,10 +66,11 @@ def test_without_masks_over_modalities_nobody_lacks_anything(root: Path, tmp_pat
 def test_the_twin_shows_a_region_where_it_should() -> None:
     shown: dict[int, dict[str, float]] = {v: dict.fromkeys(brats.MODALITIES, 0.0) for v in (brain_twin.OEDEMA, brain_twin.RIM)}
     for seed in range(12):
-        scans, mask = brain_twin.generate_case(np.random.default_rng(seed), 32)
+        scans, mask = brain_twin.generate_case(np.random.default_rng(seed))
         healthy = (mask == 0) & (scans["flair"] > 0)
         for value, contrast in shown.items():
             for m, scan in scans.items():
+                assert (mask == value).any()
                 contrast[m] += float(scan[mask == value].mean() - scan[healthy].mean())
     oedema, rim = shown[brain_twin.OEDEMA], shown[brain_twin.RIM]
     assert max(oedema, key=lambda m: oedema[m]) == "flair"
@@ -127,7 +128,7 @@ def test_a_mask_that_writes_3_for_enhancing_tumour_is_a_finding(root: Path, tmp_
     brats.write_sites(brats.load(root, HOW), tmp_path / "sites", seed=0)
     folder = tmp_path / "sites" / "client-3"
     table = pd.read_parquet(folder / "patients.parquet")
-    file = folder / table["mask"][0]
+    file = folder / table["seg"][0]
     mask = np.asarray(nibabel.load(file).dataobj).astype(np.int16)
     mask[mask == 4] = 3
     file.unlink()  # a link to the official file
@@ -136,5 +137,5 @@ def test_a_mask_that_writes_3_for_enhancing_tumour_is_a_finding(root: Path, tmp_
     (folder / "manifest.yaml").write_text(yaml.safe_dump(manifest | {"limits": {"bad_rows": 1.0}}))
     task = load_config("brain-twin", [f"task.modalities.{m}.voxels=[16,16,16]" for m in brats.MODALITIES]).task
     cohort = open_cohort(folder, load_manifest(folder), task, load_config("brain-twin").split, 0)
-    assert [(f.row, f.column) for f in cohort.findings] == [(2, "mask")]
+    assert [(f.row, f.column) for f in cohort.findings] == [(2, "seg")]
     assert "the mask holds 3, the task's regions know 1, 2, 4" in cohort.findings[0].problem
