@@ -182,7 +182,7 @@ def write_sites(cases: Cases, folder: Path, *, seed: int, masked: bool = True, g
     placed = deal(cases.frame, seed)
     partial = new_sites(folder)
     manifest = {
-        "labels": {"mask": MASK}, "split": "split", "data": "generated" if generated else "real",
+        "labels": {"mask": MASK}, "data": "generated" if generated else "real",
         "modalities": {m: {"kind": "volume", "column": m} for m in MODALITIES},
     }  # fmt: skip
     for site, rows in placed.groupby("site"):
@@ -192,7 +192,8 @@ def write_sites(cases: Cases, folder: Path, *, seed: int, masked: bool = True, g
         for modality in (m for m in MODALITIES if m not in held):
             files[modality] = [None if lacks else name for name, lacks in zip(files[modality], lacking, strict=True)]
         patients = rows[["patient", "split"]].assign(visit=rows["patient"], **files)
-        write_site(partial / str(site), patients, manifest, {})
+        by_column = {} if site == REFERENCE_FOLDER else {"split": "split"}  # the server splits its own patients
+        write_site(partial / str(site), patients, manifest | by_column, {})
         for part in (*MODALITIES, MASK):
             for file in rows[part]:
                 place_file(file, partial / str(site) / "scans" / file.name)
