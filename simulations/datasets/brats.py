@@ -183,6 +183,7 @@ def write_sites(cases: Cases, folder: Path, *, seed: int, masked: bool = True, g
     partial = new_sites(folder)
     manifest = {
         "labels": {"mask": MASK}, "data": "generated" if generated else "real",
+        **({"limits": {"min_count": 1}} if generated else {}),  # two to four cases a client, of nobody
         "modalities": {m: {"kind": "volume", "column": m} for m in MODALITIES},
     }  # fmt: skip
     for site, rows in placed.groupby("site"):
