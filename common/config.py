@@ -23,15 +23,14 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from common.config_checks import check_config
 from common.errors import ConsiliumError, keys_at, nearest
-from common.models.registry import architectures, fusions
-from common.task import COMPLETE, STRICT, Kind, Task
+from common.task import STRICT, Kind, Task
 
 Pairwise = Literal["sigmoid", "ratio"]
 BalanceRule = Literal["none", "distillation", "gradient-modulation"]
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 TASK_FILE = "task_file="
-VOLUME_FUSIONS = ("joint", "weighted", "late")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -269,7 +268,7 @@ def from_json(raw: dict[str, Any]) -> Config:
     except ValidationError as error:
         faults = [_explain(e) for e in error.errors(include_url=False)]
         raise ConsiliumError(f"Configuration refused: {'; '.join(faults)}") from None
-    _check_names(config)
+    check_config(config)
     return config
 
 
@@ -356,37 +355,3 @@ def _explain_hydra(error: Exception, words: Sequence[str]) -> str:
 def _keys_at(path: Sequence[str]) -> list[str]:
     """Returns the valid keys below a path of the configuration."""
     return keys_at(TypeAdapter(Config).json_schema(), path)
-
-
-def _check_names(config: Config) -> None:
-    """Checks every component name of the configuration against the registries."""
-    for fusion in filter(None, (config.model.fusion, config.model.complete)):
-        if fusion not in fusions():
-            raise ConsiliumError(f"Unknown fusion '{fusion}'{nearest(fusion, fusions())}")
-    if config.task.type == "segmentation" and (config.model.fusion not in VOLUME_FUSIONS or config.model.complete):
-        raise ConsiliumError(
-            f"A segmentation is fused by {', '.join(VOLUME_FUSIONS)}, without a teacher of complete visits: set model.fusion to "
-            "one of them, and leave model.complete out."
-        )
-    for kind in {m.kind for m in config.task.modalities.values()}:
-        if kind not in config.model.teachers or kind not in config.model.student:
-            raise ConsiliumError(
-                f"model.teachers and model.student need an architecture for modalities of kind '{kind}'. Add it."
-            )
-        for name in (*config.model.teachers[kind], config.model.student[kind]):
-            if name not in architectures(kind):
-                raise ConsiliumError(f"Unknown architecture '{name}' for kind '{kind}'{nearest(name, architectures(kind))}")
-    named = {f"{n}-{a}" for n, m in config.task.modalities.items() for a in architectures(m.kind)}
-    named |= {"default", f"{COMPLETE}-{config.model.complete}"} | {
-        a for kind in config.model.teachers for a in architectures(kind)
-    }
-    for name in config.teach.training:
-        if name not in named:
-            raise ConsiliumError(f"Unknown group or architecture '{name}' in teach.training{nearest(name, named)}")
-    if "default" not in config.teach.training:
-        raise ConsiliumError("teach.training lacks 'default', the optimiser of every group that is not named. Add it.")
-    held_back = config.split.meta + config.split.validation + config.split.test
-    if held_back >= 1:
-        raise ConsiliumError(
-            f"split.meta + split.validation + split.test = {held_back:g}: nobody is left to train on. Lower them."
-        )

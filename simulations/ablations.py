@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from common.errors import ConsiliumError, nearest
 
 MAIN = "student"
-NO_KD = ("distill.beta=0", "distill.gamma=0", "distill.delta=0", "distill.labels=1", "weights.start=uniform")
+NO_KD = (
+    "distill.beta=0", "distill.gamma=0", "distill.delta=0", "distill.epsilon=0", "distill.labels=1", "weights.start=uniform",
+)  # fmt: skip
 """Without teachers the labels must do all the work, at the sites too."""
 UNIFORM = ("weights=uniform",)
 METAKD = ("weights=metakd",)

@@ -38,7 +38,7 @@ class Batch:
     Attributes:
         inputs: Modality -> [B, ...] (``common.data.standardise``); rows of absent modalities are meaningless.
         present: bool [B, M], modalities in the task's order.
-        labels: float32 [B, C] (standardised for regression), or int64 [B] for multi-class.
+        labels: float32 [B, C] (standardised for regression), int64 [B] for multi-class, or regions uint8 [B, C, D, H, W].
     """
 
     inputs: dict[str, Tensor]

@@ -9,11 +9,13 @@ A folder of patients holds ``manifest.yaml`` and a patient table (CSV or Parquet
     visit: visit_id                # column that names the visit
     labels: {death: died}          # output of the task: column (0/1); {class: column} for a multiclass task
     # label_units: {los: d}        # regression: unit of a label's column
+    # labels: {mask: seg}          # segmentation: column of paths to masks, NIfTI on the scans' grid
     modalities:
       cxr:       {kind: image, column: cxr}                          # the cell holds a path: DICOM or PNG
       labs:      {kind: series, column: labs, key: visit_id, time: hour,
                   variables: {creatinine: {column: crea, unit: mg/dL}}}
       cough:     {kind: audio, column: cough}                        # a path: WAV or FLAC
+      flair:     {kind: volume, column: flair}                       # a path: NIfTI (.nii, .nii.gz); segmentation tasks only
       notes:     {kind: text, column: note}                          # a path; `inline: true`: the text itself
       admission: {kind: table, column: admission, key: visit_id,     # a path; without `column`: the patient table
                   variables: {age: {column: age, unit: a}, sex: {column: sex, codes: {M: male, F: female}}}}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from common.config import ModelConfig
+from common.config import Config, ModelConfig
 from common.data.cohort import Batch
 from common.models.fusion import centred, stated, weighted_evidence
 from common.models.student import StudentOutput, build_student
@@ -32,6 +32,11 @@ def groups(task: Task, model: ModelConfig) -> list[str]:
     """Returns every group of a task: (modality, architecture), and the teacher of complete visits with its fusion."""
     complete = [group_name(COMPLETE, model.complete)] if model.complete else []
     return [group_name(n, a) for n, m in task.modalities.items() for a in model.teachers[m.kind]] + complete
+
+
+def taught(config: Config) -> tuple[str, ...]:
+    """Returns what the teachers of a run read: the modalities, and ``complete`` for a teacher of all of them."""
+    return (*config.task.modalities, *((COMPLETE,) if config.model.complete else ()))
 
 
 class CompleteTeacher(nn.Module):
@@ -121,7 +126,7 @@ class Ensembles(nn.Module):
         if self.of_complete is None:
             return None
         held = batch.present.all(1).nonzero().squeeze(1)
-        said = torch.zeros(len(batch), len(self.task.outputs), *self._space(batch, next(iter(self.task.modalities))))
+        said = torch.zeros(len(batch), len(self.task.outputs))
         if len(held):
             said = said.index_copy(0, held, self.of_complete(batch.taken(held)).fused)
         return centred(self.task.type, said)

@@ -141,12 +141,15 @@ def encode(encoders: nn.ModuleDict, batch: Batch, *, tokens: bool = False) -> Fe
 
 
 def block_of(parameter: str) -> str:
-    """Returns the block that a parameter of the student is aggregated with: a modality, ``fusion``, or ``shared`` by all."""
+    """Returns the block that a parameter of the student is aggregated with: a modality, ``fusion``, or ``shared`` by all.
+
+    What a fusion holds of one modality is a block of its own, ``tokens.<modality>``: it learns from visits with another one.
+    """
     room, name, *rest = parameter.split(".")
     if room == SHARED:
         return SHARED
     if room == "fusion":
-        return rest[0] if name == TOKENS else "fusion"
+        return f"{TOKENS}.{rest[0]}" if name == TOKENS else "fusion"
     return name
 
 

@@ -98,7 +98,7 @@ def _at_the_server(run: Run, reference: Cohort, epochs: int) -> tuple[Arrays, di
     seed = derive_seed(config.seed, "refine", run.state.round, REFERENCE)
     span = span_of(run.state.round, config.refine.rounds)
     train_student(student, train, config, config.refine.training, teaching=teaching, epochs=epochs, seed=seed, span=span)
-    counts = block_counts(train)
+    counts = block_counts(student, train)
     return trained_blocks(student, counts), counts
 
 
