@@ -27,6 +27,10 @@ class TooManyFaults(ConsiliumError):
         super().__init__(message)
         self.findings = findings
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Returns how another process makes the same error: Python's own way would call with the message alone."""
+        return type(self), (str(self), self.findings)
+
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Returns ``"; did you mean 'x'? Known: a, b, c"`` for an unknown word.

@@ -27,7 +27,7 @@ from common.data.manifest import (
     reference_folder,
 )
 from common.data.quality import column_warnings, shared_patients
-from common.errors import ConsiliumError
+from common.errors import ConsiliumError, TooManyFaults
 from common.task import TaskType
 from simulations.baselines import Consortium, open_consortium
 from simulations.benchmarks.base import CUSTOM, Benchmark, Split
@@ -119,7 +119,11 @@ class Prepare:
             raise ConsiliumError(f"{self.task} or files in {self.sites} have changed since the run began. Start it anew.")
         for place in _manifests(self.sites):
             _mirror(place, folder / place.name)
-        consortium = open_consortium(folder, replace(self.config, seed=split.seed))
+        try:
+            consortium = open_consortium(folder, replace(self.config, seed=split.seed))
+        except TooManyFaults as error:
+            listed = f"The faults are listed by: consilium-client check {self.sites} --task {self.task}"
+            raise TooManyFaults(f"{error} {listed}", error.findings) from None
         return {
             "n": _counts(consortium),
             "exclusions": _exclusions(consortium),

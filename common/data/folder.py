@@ -53,8 +53,7 @@ def open_cohort(folder: Path, manifest: Manifest, task: Task, split: SplitConfig
     if len(bad) > manifest.limits.bad_rows * len(table):
         raise TooManyFaults(
             f"Site '{manifest.site}' refuses: {len(bad)} of {len(table)} patient rows have a fault, more than limits.bad_rows = "
-            f"{manifest.limits.bad_rows:g}. See the faults with 'consilium-client check' or in .consilium/findings.csv; mend the "
-            "files, or raise the limit in the manifest.",
+            f"{manifest.limits.bad_rows:g}. Mend the files, or raise the limit in the manifest.",
             tuple(findings),
         )
     present = np.stack([[row in values[m] for m in task.modalities] for row in range(len(table))])

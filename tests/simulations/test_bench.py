@@ -114,7 +114,7 @@ def test_a_failing_cell_and_a_dying_process_are_recorded_and_only_they_run_again
     first = run(tmp_path)
     assert set(first.missing) == {"fedavg-1-0", "teachers-0-1"}
     assert "RuntimeError: the loss is not a number" in first.missing["fedavg-1-0"]
-    assert "its process died" in first.missing["teachers-0-1"]
+    assert "its process died (exit code 9)" in first.missing["teachers-0-1"]
     assert "Traceback" in (first.folder / "cells" / "fedavg-1-0" / "cell.log").read_text()
     assert load_results(first.folder / "results.json").environment["missing"] == first.missing
     with pytest.raises(ConsiliumError, match="no finished run"):

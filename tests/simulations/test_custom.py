@@ -231,3 +231,14 @@ def test_links_are_followed_within_a_site_and_its_own_folder_is_never_taken_alon
     mirrored = tmp_path / "sites" / "site-1"
     assert not (mirrored / ".consilium").exists() and not any(elsewhere.iterdir())
     assert not (mirrored / "other.csv").resolve().is_relative_to(tmp_path / "sites")
+
+
+def test_a_site_that_refuses_ends_the_run_in_its_own_words(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONSILIUM_RUNS", str(own / "runs"))
+    file = own / "sites" / "site-2" / "patients.csv"
+    pd.read_csv(file).assign(rna_0="?").to_csv(file, index=False)
+    done = command("run", "custom", "--task", own / "TASK.yaml", "--sites", own / "sites", "--seeds", 1, "--only", "teachers")
+    said = str(done.exception)
+    assert isinstance(done.exception, ConsiliumError) and "Site 'site-2' refuses" in said, said
+    assert "limits.bad_rows" in said and f"consilium-client check {own / 'sites'} --task {own / 'TASK.yaml'}" in said
+    assert "memory" not in said and "process" not in said
