@@ -28,7 +28,7 @@ from common.data.manifest import (
     stray_folders,
 )
 from common.data.quality import column_warnings, shared_patients
-from common.errors import ConsiliumError, TooManyFaults
+from common.errors import ConsiliumError, TooManyFaults, no_file
 from common.task import TaskType
 from simulations.baselines import Consortium, open_consortium
 from simulations.benchmarks.base import CUSTOM, Benchmark, Split
@@ -155,6 +155,8 @@ def _manifests(sites: Path) -> dict[Path, Manifest]:
     Raises:
         ConsiliumError: If there is none, one is refused, or two sites have one name.
     """
+    if not sites.is_dir():
+        raise ConsiliumError(no_file(sites))
     folders = [*hospital_folders(sites), *reference_folder(sites)]
     if not folders:
         raise ConsiliumError(

@@ -214,7 +214,7 @@ class _Schedule:
 
     def _death(self, error: BaseException) -> str:
         """Returns what is known of why a process is gone; the others were ended with it, by SIGTERM."""
-        codes = {process.exitcode for process in self.processes} - {0, None, -signal.SIGTERM}
+        codes = {code for process in self.processes if (code := process.exitcode)} - {-signal.SIGTERM}
         if -signal.SIGKILL in codes:
             return KILLED
         if codes:

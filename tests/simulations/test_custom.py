@@ -156,6 +156,8 @@ def test_what_cannot_be_run_is_refused_before_anything_starts(own: Path) -> None
         custom_benchmark(own / "TASK.yaml", own)
     with pytest.raises(ConsiliumError, match=r"TSK\.yaml does not exist; did you mean 'TASK\.yaml'"):
         custom_benchmark(own / "TSK.yaml", own / "sites")
+    with pytest.raises(ConsiliumError, match=r"site does not exist; did you mean 'sites'"):
+        custom_benchmark(own / "TASK.yaml", own / "site")
     (own / "sites" / "forgotten").mkdir()
     with pytest.raises(ConsiliumError, match=r"'forgotten' in .* have no manifest\.yaml\. Write a manifest, or move"):
         benchmark(own)

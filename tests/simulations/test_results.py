@@ -242,7 +242,7 @@ def test_results_survive_the_file_and_nothing_else_fits_the_schema(results: Resu
     file.write_text(json.dumps(raw | {"surprise": 1}))
     with pytest.raises(ConsiliumError, match="surprise"):
         load_results(file)
-    with pytest.raises(ConsiliumError, match="Run the benchmark first"):
+    with pytest.raises(ConsiliumError, match="Run the benchmark first, or name another run directory"):
         load_results(tmp_path / "none.json")
     with pytest.raises(ValidationError):
         Row.model_validate(raw["rows"][0] | {"mean": float("nan")})
