@@ -186,12 +186,15 @@ class _Schedule:
                     self._submit(pool)
                 done, _ = wait(self.running, LOOK_SECONDS, FIRST_COMPLETED)
                 self.progress.look()
-                if any(isinstance(future.exception(), BrokenProcessPool) for future in done):
+                broken = any(isinstance(future.exception(), BrokenProcessPool) for future in done)
+                if broken:
                     done, _ = wait(self.running)
                     pool.shutdown()
                     pool = self._pool()
                 for future in done:
                     self._ended(self.running.pop(future), future)
+                if broken:
+                    self.processes.clear()  # the next death has causes of its own
         except BaseException:
             for process in multiprocessing.active_children():
                 process.terminate()
