@@ -251,7 +251,7 @@ def test_the_site_refuses_above_its_share_of_bad_rows(tmp_path: Path, bad: int, 
         return
     with pytest.raises(TooManyFaults) as caught:
         opened(tmp_path, task)
-    for part in ("'riverside' refuses", "3 of 40", "limits.bad_rows = 0.05", "mend the files"):
+    for part in ("'riverside' refuses", "3 of 40", "limits.bad_rows = 0.05", "Mend the files"):
         assert part in str(caught.value)
     assert "row 2" not in str(caught.value)  # where the faults are is for the hospital's eyes
     assert {(f.row, f.column) for f in caught.value.findings} == {(r, c) for r in (2, 6, 10) for c in ("note", "death")}
