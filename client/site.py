@@ -235,7 +235,8 @@ def _open(folder: Path, sites_here: int, changed: int, task: str, split: str, se
         with suppress(OSError):
             (folder / OWN_FOLDER).mkdir(exist_ok=True)
             _write_findings(folder / OWN_FOLDER, error.findings)
-        raise
+        seen = f"{error} The faults are listed by 'consilium-client check' and in {OWN_FOLDER}/{FINDINGS}."
+        raise TooManyFaults(seen, error.findings) from None
     return Site(folder, manifest, cohort, sites_here)
 
 

@@ -24,7 +24,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from common.config_checks import check_config
-from common.errors import ConsiliumError, keys_at, nearest
+from common.errors import BARE_YES, ConsiliumError, is_bare_yes, keys_at, nearest, no_file
 from common.task import STRICT, Kind, Task
 
 Pairwise = Literal["sigmoid", "ratio"]
@@ -257,8 +257,12 @@ def to_json(config: Config) -> dict[str, Any]:
     return dumped
 
 
-def from_json(raw: dict[str, Any]) -> Config:
+def from_json(raw: dict[str, Any], task_file: str = "") -> Config:
     """Returns the validated configuration.
+
+    Args:
+        raw: Plain JSON values.
+        task_file: Where its task stands, for errors; empty if in ``configs/``.
 
     Raises:
         ConsiliumError: Naming every key that does not fit, its value and the nearest valid name.
@@ -266,7 +270,7 @@ def from_json(raw: dict[str, Any]) -> Config:
     try:
         config = TypeAdapter(Config).validate_python(raw)
     except ValidationError as error:
-        faults = [_explain(e) for e in error.errors(include_url=False)]
+        faults = [_explain(e, task_file) for e in error.errors(include_url=False)]
         raise ConsiliumError(f"Configuration refused: {'; '.join(faults)}") from None
     check_config(config)
     return config
@@ -290,6 +294,7 @@ def load_config(experiment: str, overrides: str | Sequence[str] = ()) -> Config:
         words = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
     except ValueError as error:
         raise ConsiliumError(f"The overrides cannot be split into words: {error}. Check their quotes.") from None
+    file = next((w.removeprefix(TASK_FILE) for w in reversed(words) if w.startswith(TASK_FILE)), "")
     words = _with_task_of_file(words)
     GlobalHydra.instance().clear()
     try:
@@ -303,7 +308,7 @@ def load_config(experiment: str, overrides: str | Sequence[str] = ()) -> Config:
             f"Experiment '{experiment}' has no task of its own. Name yours among the overrides: {TASK_FILE}/absolute/TASK.yaml "
             "(format: docs/your-own-data.md)."
         )
-    return from_json(json.loads(json.dumps(raw)))
+    return from_json(json.loads(json.dumps(raw)), file)
 
 
 def _with_task_of_file(words: Sequence[str]) -> list[str]:
@@ -314,6 +319,8 @@ def _with_task_of_file(words: Sequence[str]) -> list[str]:
     path = Path(files[-1]).expanduser()
     try:
         task = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConsiliumError(f"The task file {no_file(path)}") from None
     except OSError as error:
         raise ConsiliumError(f"The task file {path} cannot be read ({type(error).__name__}). Write its absolute path.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -325,10 +332,13 @@ def _with_task_of_file(words: Sequence[str]) -> list[str]:
     return ["task=file", *(w for w in words if not w.startswith(TASK_FILE))]
 
 
-def _explain(error: Any) -> str:
+def _explain(error: Any, task_file: str) -> str:
     """Returns one line on a pydantic error, with the nearest valid key for an unknown one."""
     path = [str(p) for p in error["loc"]]
     where = ".".join(path)
+    if task_file and is_bare_yes(error):
+        what = f"codes of '{path[-3]}'" if "codes" in path else where
+        return f"{task_file}: {what}: {BARE_YES}"
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"unknown key '{where}'{nearest(path[-1], _keys_at(path[:-1]))}"
     if error["type"] in ("missing", "missing_argument"):

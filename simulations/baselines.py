@@ -162,9 +162,11 @@ def unimodal(consortium: Consortium) -> Trained:
 def local(consortium: Consortium) -> Trained:
     """Trains a student at every hospital by itself, scaled by its own patients.
 
-    A site's test patients are predicted by its own student; a site that only evaluates takes the student of a training
-    site, drawn by seed. What a student never saw in training it does not read.
+    A site's test patients are predicted by its own student; a site that only evaluates takes the student of a training site,
+    drawn by seed among those that trained on a modality which it holds (among all, if none did). What a student never saw in
+    training it does not read.
     """
+    seen: dict[str, Tensor] = {}
     speakers: dict[str, tuple[Speaker, Standardisation]] = {}
     curves: list[dict[str, object]] = []
     size = 0
@@ -174,13 +176,17 @@ def local(consortium: Consortium) -> Trained:
         student, scaling, curve = _alone(consortium.config, cohort, site)
         size = parameters_of(student)
         curves += curve
-        speakers[site] = _reading_only(student, cohort.part("train").present.any(0)), scaling
-    names = sorted(speakers)
+        seen[site] = cohort.part("train").present.any(0)
+        speakers[site] = _reading_only(student, seen[site]), scaling
 
     def speaker(site: str) -> tuple[Speaker, Standardisation]:
-        return speakers[site if site in speakers else names[derive_seed(consortium.config.seed, "local", site) % len(names)]]
+        if site in speakers:
+            return speakers[site]
+        held = consortium.testing[site].present.any(0)
+        names = sorted(n for n in speakers if bool((seen[n] & held).any())) or sorted(speakers)
+        return speakers[names[derive_seed(consortium.config.seed, "local", site) % len(names)]]
 
-    return Trained(speaker, size, dict.fromkeys(names, 0), curves)
+    return Trained(speaker, size, dict.fromkeys(sorted(speakers), 0), curves)
 
 
 def fedavg(consortium: Consortium) -> Trained:

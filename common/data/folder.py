@@ -16,7 +16,7 @@ from torch import Tensor
 from common.config import SplitConfig
 from common.data.cohort import SPLITS, Cohort, Finding
 from common.data.ingest import Frames, IngestError, reader
-from common.data.ingest.frames import inside, numbers, read_frame, texts
+from common.data.ingest.frames import inside, numbers, read_frame, separated, texts
 from common.data.ingest.volume import place_of, read_mask
 from common.data.manifest import Manifest, Source, check_against_task, spelled_out
 from common.data.standardise import table_columns
@@ -61,8 +61,7 @@ def open_cohort(folder: Path, manifest: Manifest, task: Task, split: SplitConfig
     if len(bad) > manifest.limits.bad_rows * len(table):
         raise TooManyFaults(
             f"Site '{manifest.site}' refuses: {len(bad)} of {len(table)} patient rows have a fault, more than limits.bad_rows = "
-            f"{manifest.limits.bad_rows:g}. See the faults with 'consilium-client check' or in .consilium/findings.csv; mend the "
-            "files, or raise the limit in the manifest.",
+            f"{manifest.limits.bad_rows:g}. Mend the files, or raise the limit in the manifest.",
             tuple(findings),
         )
     present = np.stack([[row in values[m] for m in task.modalities] for row in range(len(table))])
@@ -93,12 +92,18 @@ def _patient_table(folder: Path, manifest: Manifest) -> pd.DataFrame:
         needed += [source.column] if source.column else [v.column for v in source.variables.values()]
     absent = [c for c in needed if c not in table]
     if absent:
-        separated = " It is separated by semicolons: write it with commas." if any(";" in str(c) for c in table) else ""
-        raise ConsiliumError(f"{where} lacks column(s) {', '.join(absent)}.{separated or ' Correct the manifest.'}")
+        raise ConsiliumError(f"{where} lacks column(s) {', '.join(absent)}{separated(table) or '. Correct the manifest.'}")
     if table.empty:
         raise ConsiliumError(f"{where} has no rows. Write one per visit.")
-    if texts(table[manifest.visit]).dropna().duplicated().any():
-        raise ConsiliumError(f"{where} names a visit twice in column '{manifest.visit}'. Write one row per visit.")
+    visits = texts(table[manifest.visit]).dropna()
+    twice = visits[visits.duplicated(keep=False)]
+    if len(twice):
+        rows = [str(row + 2) for row in twice.index[twice == twice.iloc[0]]]
+        others = f", and {twice.nunique() - 1} other visit(s)" if twice.nunique() > 1 else ""
+        raise ConsiliumError(
+            f"{where} names a visit twice in column '{manifest.visit}' (rows {', '.join(rows[:5])}{others}). "
+            "Write one row per visit."
+        )
     return table
 
 
@@ -193,10 +198,10 @@ def _read(
     for row, (cell, visit) in enumerate(zip(cells, visits, strict=True)):
         if pd.isna(cell) or not str(cell).strip():
             continue
-        at = source.column or "variables"
         try:
             value = read(str(cell), str(visit))
         except IngestError as error:
+            at = source.column or error.column or manifest.visit
             findings.append(Finding(manifest.patients, row + 2, at, str(error)))
         else:
             if value is not None:

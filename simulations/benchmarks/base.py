@@ -56,7 +56,8 @@ Prepare = Callable[[Path, Split], dict[str, Any]]
   ...) -> how many in this fold;
 * ``exclusions``: reason -> how many it removed from the data set, the same for every seed and fold;
 * ``data_checksum``: hex digest of what was read and how it was split;
-* ``warnings``, if there are any: what people should know of the data, one sentence each.
+* ``warnings``, if there are any: what people should know of the data, one sentence each;
+* ``units``, if there are any: output of a regression -> UCUM unit in which it is counted.
 
 It raises ``ConsiliumError`` if the data are not there, and holds no state: it runs in a process of its own.
 """
@@ -153,6 +154,8 @@ def get(name: str) -> Benchmark:
         ConsiliumError: If there is none, naming the nearest.
     """
     known = benchmarks()
+    if name == CUSTOM:
+        raise ConsiliumError(f"'{CUSTOM}' stands for your own data: consilium-bench run {CUSTOM} --task TASK.yaml --sites DIR")
     if name not in known:
-        raise ConsiliumError(f"There is no benchmark '{name}'{nearest(name, known)}")
+        raise ConsiliumError(f"There is no benchmark '{name}'{nearest(name, [*known, CUSTOM])}")
     return known[name]
