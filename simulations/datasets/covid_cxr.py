@@ -5,13 +5,16 @@ Reads ``metadata.csv`` (the state of July 2020, 758 rows) and ``images/`` of the
 is either the original file or its centre, cropped to a square of 224 x 224 grey pixels (``images/<stem>.png``).
 
 The images of one patient are his visits, and he has one outcome: whether he was ever in intensive care. Images may be of before,
-of then or of after. Therefore columns that tell the outcome, or the course that leads to it, are left out of the table: survival,
-intubated, intubation_present, in_icu, needed_supplemental_O2, extubated, finding. So is ``view``: who cannot stand is taken AP,
-most of them in intensive care, and whether that is noted as "AP Supine" tells the source. ``leukocyte_count`` is known of one
-image, date, doi, url, licence and location tell the source. What remains tells it too: in the largest source, a German
-hospital, everybody lacks age and note, the other 90 images are case reports, of which 76 tell of intensive care. So figures are
-partly of sites, and the German one is to be told apart. ``pO2_saturation`` is as published: a saturation in % in most sources, a
-pressure in mm Hg in the German one.
+of then or of after. Columns that tell the outcome, or the course that leads to it, are left out of the table: survival,
+intubated, intubation_present, in_icu, needed_supplemental_O2, extubated, finding; ``leukocyte_count`` is known of one image; date,
+doi, url, licence and location tell the source. ``pO2_saturation`` is as published: a saturation in % in most sources, a pressure
+in mm Hg in the German one.
+
+What remains is not innocent. Who cannot stand is taken AP, at the bedside, so ``view`` tells how ill a patient is when he is
+taken, and in intensive care most are: it is known with the image, which shows it too, and is therefore in the table, as PA or
+AP. "AP Supine" is joined with AP: which of both is written tells the source. A variant is without it. And missing values tell
+the source: in the largest, a German hospital, everybody lacks age and note; the other 90 images are case reports, of which 76
+tell of intensive care. So figures are partly of sites, and the German one is to be told apart.
 """
 
 from __future__ import annotations
@@ -43,7 +46,6 @@ HOW_TO_GET = (
 )
 ROWS = 758
 OPEN_LICENCES = ("CC BY", "CC BY 3.0", "CC BY 4.0", "CC BY-SA", "CC BY-NC-SA", "CC BY-NC-SA 4.0")
-FRONTAL = ("PA", "AP", "AP Supine")
 NOT_DISTRIBUTED = ("cavitating-pneumonia-4-day28-PA.png", "covid-19-pneumonia-24-day6.jpg")
 COUNTS = {"images": 319, "icu": (194, 137), "covid": (262, 194)}
 """As published: images, and of each label the images with a known one and the positive ones."""
@@ -61,7 +63,9 @@ NUMBERS = {
 """Feature -> column of the table, and unit; ``offset`` counts from the first symptom or the admission, as published."""
 NEEDED = ["patientid", "sex", "finding", "went_icu", "view", "modality", "location", "folder", "filename", "license"]
 NEEDED += ["clinical_notes", *(column for column, _ in NUMBERS.values())]
-NOT_KNOWN = {"went_icu": ["Y", "N"], "finding": ["todo", "Unknown", "No Finding"]}
+NO_FINDING = ("todo", "Unknown", "No Finding")
+VIEWS = {"PA": "PA", "AP": "AP", "AP Supine": "AP"}
+CODES = {"sex": {"F": "F", "M": "M"}, "view": {"PA": "PA", "AP": "AP"}}
 LARGE = ("Germany", "Spain")
 EUROPE = (
     "Austria", "Belgium", "Denmark", "Greece", "Hungary", "Italy", "Malta", "Portugal", "Russia", "Sweden", "United Kingdom",
@@ -95,7 +99,8 @@ class CovidImages:
 
     Attributes:
         rows: One row per image, in the order of the table: patient, visit (name of the image), site, icu and covid (0/1, NaN where
-            not known), sex (M, F or null), the numbers, note (null if there is none).
+            not known), sex (M, F or null), view (PA, AP), the
+            numbers, note (null if there is none).
         files: Visit -> PNG file, grey and square.
         exclusions: What was left out, whatever is predicted -> how many.
         unknown: Label -> what else is left out where it is predicted -> how many.
@@ -120,7 +125,7 @@ def load(root: Path) -> CovidImages:
         ConsiliumError: If a file is missing, damaged or unreadable, a count is not as published, or an image stands there twice.
     """
     table = _table(root)
-    frontal = (table["modality"] == "X-ray") & table["view"].isin(FRONTAL) & (table["folder"] == "images")
+    frontal = (table["modality"] == "X-ray") & table["view"].isin(VIEWS) & (table["folder"] == "images")
     licensed = table["license"].isin(OPEN_LICENCES)
     distributed = ~table["filename"].isin(NOT_DISTRIBUTED)
     exclusions = {
@@ -140,12 +145,12 @@ def load(root: Path) -> CovidImages:
     for label, values in labels.items():
         _expect(root, f"images with a known '{label}', and positive ones", (values.count(), int(values.sum())), COUNTS[label])
     rows = pd.DataFrame({"patient": kept["patientid"], "visit": visits, "site": _sites(kept), **labels, "sex": kept["sex"]})
-    rows = rows.assign(**{name: kept[column] for name, (column, _) in NUMBERS.items()}, note=kept["clinical_notes"])
+    rows = rows.assign(view=kept["view"].map(VIEWS), **{name: kept[column] for name, (column, _) in NUMBERS.items()}, note=kept["clinical_notes"])
     return CovidImages(rows, files, exclusions, unknown, checksum)
 
 
 def write_sites(
-    images: CovidImages, folder: Path, *, fold: int, label: Label = "icu", text: bool = False, folds: int = FOLDS
+    images: CovidImages, folder: Path, *, fold: int, label: Label = "icu", text: bool = False, view: bool = True, folds: int = FOLDS
 ) -> dict[str, Any]:
     """Writes the sites of one fold; each trains and tests, its table fixes the split. There is no reference set.
 
@@ -157,6 +162,7 @@ def write_sites(
         fold: The test fold.
         label: ``icu``: ever in intensive care; ``covid``: COVID-19 or another known finding.
         text: Whether sites hold notes, masked (:func:`masked_note`).
+        view: Whether tables hold the view.
         folds: Number of folds.
 
     Returns:
@@ -171,14 +177,12 @@ def write_sites(
     rows["split"] = np.where(folds_of(rows, label, folds) == fold, "test", "train")
     rows[label] = rows[label].astype(int)
     rows["image"] = rows["visit"] + ".png"
-    columns = ["patient", "visit", label, "split", "image", "sex", *NUMBERS]
+    variables: dict[str, dict[str, Any]] = {name: {"column": name, "unit": unit} for name, (_, unit) in NUMBERS.items()}
+    variables |= {name: {"column": name, "codes": codes} for name, codes in CODES.items() if view or name != "view"}
+    columns = ["patient", "visit", label, "split", "image", *variables]
     modalities: dict[str, Any] = {
         "image": {"kind": "image", "column": "image"},
-        "table": {
-            "kind": "table",
-            "variables": {name: {"column": name, "unit": unit} for name, (_, unit) in NUMBERS.items()}
-            | {"sex": {"column": "sex", "codes": {"F": "F", "M": "M"}}},
-        },
+        "table": {"kind": "table", "variables": variables},
     }
     if text:
         rows["text"] = rows["note"].map(lambda note: masked_note(note, label), na_action="ignore")
@@ -287,7 +291,7 @@ def _icu(cells: pd.Series, unknown: dict[str, dict[str, int]]) -> pd.Series[floa
 
 def _covid(cells: pd.Series, unknown: dict[str, dict[str, int]]) -> pd.Series[float]:
     """Returns whether the finding is COVID-19 (or that with ARDS), NaN where no disease was found or none is known."""
-    none = cells.isin(NOT_KNOWN["finding"]) | cells.isna()
+    none = cells.isin(NO_FINDING) | cells.isna()
     unknown["covid"] = {"images without a known finding": int(none.sum())}
     return cells.str.startswith("COVID-19").astype(float).mask(none)
 
