@@ -6,8 +6,8 @@ is either the original file or its centre, cropped to a square of 224 x 224 grey
 
 The images of one patient are his visits, and he has one outcome: whether he was ever in intensive care. Images may be of before,
 of then or of after. Columns that tell the outcome, or the course that leads to it, are left out of the table: survival,
-intubated, intubation_present, in_icu, needed_supplemental_O2, extubated, finding; ``leukocyte_count`` is known of one image; date,
-doi, url, licence and location tell the source. ``pO2_saturation`` is as published: a saturation in % in most sources, a pressure
+intubated, intubation_present, in_icu, needed_supplemental_O2, extubated, finding; ``leukocyte_count`` is known of one image; doi,
+url, date, licence and location tell the source. ``pO2_saturation`` is as published: a saturation in % in most sources, a pressure
 in mm Hg in the German one.
 
 What remains is not innocent. Who cannot stand is taken AP, at the bedside, so ``view`` tells how ill a patient is when he is
@@ -41,8 +41,8 @@ FOLDER = "covid_cxr"
 TABLE = "metadata.csv"
 HOW_TO_GET = (
     "Clone https://github.com/ieee8023/covid-chestxray-dataset (the licence of every image is in its table), check out the last "
-    f"commit of July 2020 whose {TABLE} has 758 rows, put {TABLE} and images/ into a folder '{FOLDER}', and set CONSILIUM_DATA to "
-    "the folder that holds it. Where images were cropped and resampled already, images/NAME.png stands for images/NAME.jpg."
+    f"commit of July 2020 whose {TABLE} has 758 rows, put {TABLE} and images/ into a folder '{FOLDER}', and set CONSILIUM_DATA "
+    "to the folder that holds it. Where images were cropped and resampled already, images/NAME.png stands for images/NAME.jpg."
 )
 ROWS = 758
 OPEN_LICENCES = ("CC BY", "CC BY 3.0", "CC BY 4.0", "CC BY-SA", "CC BY-NC-SA", "CC BY-NC-SA 4.0")
@@ -71,24 +71,22 @@ EUROPE = (
     "Austria", "Belgium", "Denmark", "Greece", "Hungary", "Italy", "Malta", "Portugal", "Russia", "Sweden", "United Kingdom",
 )  # fmt: skip
 
-OUTCOME_WORDS = (
-    r"i\.?c\.?u", r"itu", r"intensive", r"critical\w*", r"(?:in|ex|re|post.?in)tubat\w*", r"intubuat\w*", r"ventilat\w*",
-    r"mechanical\w*", r"(?:endo)?trache\w*", r"e\.?t\.?t?", r"tubes?", r"ng", r"nasogastric", r"og", r"orogastric", r"peep", r"prone\w*",
-    r"proning", r"sedat\w*", r"wean\w*", r"ecmo", r"ecls", r"extracorporeal", r"oxygenat\w*", r"cpap", r"bipap", r"niv", r"high.?flow",
-    r"central", r"line", r"jugular", r"catheter\w*", r"vasopress\w*", r"noradrenalin\w*", r"norepinephrin\w*", r"shock", r"resuscitat\w*",
-    r"arrest\w*", r"deteriorat\w*", r"worsen\w*", r"die[sd]?", r"dying", r"deaths?", r"dead", r"deceas\w*", r"fatal\w*", r"mortal\w*",
-    r"pass(?:ed|es|ing)? away", r"expired", r"demise", r"surviv\w*", r"discharg\w*", r"recover\w*", r"outcomes?", r"wards?",
-    r"transfer\w*", r"hospitali[sz]\w*", r"admit\w*", r"admission\w*",
-)  # fmt: skip
-"""Words masked in notes, whole ones in any case: of intensive care and its devices, of the course and of how it ended."""
-DISEASE_WORDS = (
-    r"n?covid\w*", r"n?cov\w*", r"sars\w*", r"mers\w*", r"corona\w*", r"wuhan", r"pandemic\w*", r"pneumocyst\w*", r"p[cj]p", r"carinii",
-    r"jirovec\w*", r"strepto\w*", r"pneumococc\w*", r"klebsiell\w*", r"e\.? ?coli", r"escherichia", r"legionell\w*", r"legionnaire\w*",
-    r"varicell\w*", r"chicken.?pox", r"zoster", r"mycoplasm\w*", r"lipoid\w*", r"chlamyd\w*", r"psittac\w*", r"influenza\w*", r"flu",
-    r"h1n1", r"ards", r"bacteri\w*", r"vir(?:al|us\w*)", r"fung\w*", r"aspergill\w*", r"tubercul\w*", r"nocardi\w*", r"pcr", r"rna",
-    r"swabs?", r"cultures?", r"serolog\w*", r"positive", r"negative",
-)  # fmt: skip
-"""Words masked beside them where the disease is predicted: names, germs and the tests that find them."""
+OUTCOME_WORDS = r"""
+    i\.?c\.?u itu intensive critical\w* (?:in|ex|re|post)?-?(?:in)?tubat\w* ventilat\w* mechanical\w* (?:endo)?trache\w*
+    e\.?t\.?t? tubes? ng nasogastric og orogastric peep prone\w* proning sedat\w* wean\w* ecmo ecls extracorporeal oxygenat\w*
+    cpap bipap niv high.?flow central lines? jugular catheter\w* vasopress\w* noradrenalin\w* norepinephrin\w* shock
+    resuscitat\w* arrest\w* deteriorat\w* worsen\w* die[sd]? dying deaths? dead deceas\w* fatal\w* mortal\w*
+    pass(?:ed|es|ing)?\s+away expired demise surviv\w* discharg\w* recover\w* outcomes? wards? transfer\w* hospitali[sz]\w*
+    admit\w* admission\w*
+"""
+"""Patterns of words masked in notes, whole ones in any case: of intensive care and its devices, of the course and its end."""
+DISEASE_WORDS = r"""
+    n?covid\w* n?cov\w* sars\w* mers\w* corona\w* wuhan pandemic\w* pneumocyst\w* p[cj]p carinii jirovec\w* strepto\w*
+    pneumococc\w* klebsiell\w* e\.?\s?coli escherichia legionell\w* legionnaire\w* varicell\w* chicken.?pox zoster mycoplasm\w*
+    lipoid\w* chlamyd\w* psittac\w* influenza\w* flu h1n1 ards bacteri\w* vir(?:al|us\w*) fung\w* aspergill\w* tubercul\w*
+    nocardi\w* pcr rna swabs? cultures? serolog\w* positive negative
+"""
+"""Patterns of words masked beside them where the disease is predicted: names, germs and the tests that find them."""
 
 Label = Literal["icu", "covid"]
 
@@ -98,9 +96,8 @@ class CovidImages:
     """The images that may be used.
 
     Attributes:
-        rows: One row per image, in the order of the table: patient, visit (name of the image), site, icu and covid (0/1, NaN where
-            not known), sex (M, F or null), view (PA, AP), the
-            numbers, note (null if there is none).
+        rows: One row per image, in the order of the table: patient, visit (name of the image), site, icu and covid (0/1, NaN
+            where not known), sex (M, F or null), view (PA, AP), the numbers, note (null if there is none).
         files: Visit -> PNG file, grey and square.
         exclusions: What was left out, whatever is predicted -> how many.
         unknown: Label -> what else is left out where it is predicted -> how many.
@@ -145,12 +142,21 @@ def load(root: Path) -> CovidImages:
     for label, values in labels.items():
         _expect(root, f"images with a known '{label}', and positive ones", (values.count(), int(values.sum())), COUNTS[label])
     rows = pd.DataFrame({"patient": kept["patientid"], "visit": visits, "site": _sites(kept), **labels, "sex": kept["sex"]})
-    rows = rows.assign(view=kept["view"].map(VIEWS), **{name: kept[column] for name, (column, _) in NUMBERS.items()}, note=kept["clinical_notes"])
+    rows = rows.assign(
+        view=kept["view"].map(VIEWS), **{name: kept[column] for name, (column, _) in NUMBERS.items()}, note=kept["clinical_notes"]
+    )
     return CovidImages(rows, files, exclusions, unknown, checksum)
 
 
 def write_sites(
-    images: CovidImages, folder: Path, *, fold: int, label: Label = "icu", text: bool = False, view: bool = True, folds: int = FOLDS
+    images: CovidImages,
+    folder: Path,
+    *,
+    fold: int,
+    label: Label = "icu",
+    text: bool = False,
+    view: bool = True,
+    folds: int = FOLDS,
 ) -> dict[str, Any]:
     """Writes the sites of one fold; each trains and tests, its table fixes the split. There is no reference set.
 
@@ -160,10 +166,10 @@ def write_sites(
         images: What :func:`load` returned.
         folder: New or empty folder; it appears complete or not at all.
         fold: The test fold.
+        folds: Number of folds.
         label: ``icu``: ever in intensive care; ``covid``: COVID-19 or another known finding.
         text: Whether sites hold notes, masked (:func:`masked_note`).
         view: Whether tables hold the view.
-        folds: Number of folds.
 
     Returns:
         ``data_checksum``, ``exclusions`` and ``n`` per role.
@@ -212,7 +218,7 @@ def masked_note(note: str, label: Label) -> str | None:
 
     Nothing stands in their place: that something was masked would tell as much.
     """
-    words = OUTCOME_WORDS + (DISEASE_WORDS if label == "covid" else ())
+    words = (OUTCOME_WORDS + (DISEASE_WORDS if label == "covid" else "")).split()
     left = re.sub(rf"(?<!\w)(?:{'|'.join(words)})(?!\w)", " ", note, flags=re.IGNORECASE)
     return " ".join(left.split()) if re.search(r"\w", left) else None
 
@@ -231,7 +237,8 @@ def _table(root: Path) -> pd.DataFrame:
         raise ConsiliumError(f"{file} lacks column(s) {', '.join(absent)}. {HOW_TO_GET}")
     _expect(root, f"rows of {TABLE}", len(table), ROWS)
     for column, _ in NUMBERS.values():
-        table[column] = pd.to_numeric(table[column], errors="coerce").where(table[column].notna())
+        if (pd.to_numeric(table[column], errors="coerce").isna() & table[column].notna()).any():
+            raise ConsiliumError(f"{file}: column '{column}' holds what is no number. {HOW_TO_GET}")
     names = table["filename"].map(lambda name: PurePosixPath(name).stem)
     if names[table["modality"] == "X-ray"].duplicated().any():
         raise ConsiliumError(f"{file} names an image twice. {HOW_TO_GET}")
