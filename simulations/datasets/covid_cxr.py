@@ -236,13 +236,18 @@ def _table(root: Path) -> pd.DataFrame:
     if absent:
         raise ConsiliumError(f"{file} lacks column(s) {', '.join(absent)}. {HOW_TO_GET}")
     _expect(root, f"rows of {TABLE}", len(table), ROWS)
-    for column, _ in NUMBERS.values():
-        if (pd.to_numeric(table[column], errors="coerce").isna() & table[column].notna()).any():
-            raise ConsiliumError(f"{file}: column '{column}' holds what is no number. {HOW_TO_GET}")
     names = table["filename"].map(lambda name: PurePosixPath(name).stem)
     if names[table["modality"] == "X-ray"].duplicated().any():
         raise ConsiliumError(f"{file} names an image twice. {HOW_TO_GET}")
     return table
+
+
+def _numbers(root: Path, cells: pd.Series) -> pd.Series[float]:
+    """Returns a column as numbers, NaN where empty; of rows that are left out some hold words."""
+    values = pd.to_numeric(cells, errors="coerce").astype(float)
+    if (values.isna() & cells.notna()).any():
+        raise ConsiliumError(f"{root / TABLE}: column '{cells.name}' holds what is no number. {HOW_TO_GET}")
+    return values
 
 
 def _expect(root: Path, what: str, found: object, published: object) -> None:
