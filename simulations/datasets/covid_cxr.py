@@ -140,7 +140,9 @@ def load(root: Path) -> CovidImages:
     unknown: dict[str, dict[str, int]] = {}
     labels = {"icu": _icu(kept["went_icu"], unknown), "covid": _covid(kept["finding"], unknown)}
     for label, values in labels.items():
-        _expect(root, f"images with a known '{label}', and positive ones", (values.count(), int(values.sum())), COUNTS[label])
+        _expect(
+            root, f"images with a known '{label}', and positive ones", (int(values.count()), int(values.sum())), COUNTS[label]
+        )
     rows = pd.DataFrame({"patient": kept["patientid"], "visit": visits, "site": _sites(kept), **labels, "sex": kept["sex"]})
     rows = rows.assign(
         view=kept["view"].map(VIEWS), **{name: kept[column] for name, (column, _) in NUMBERS.items()}, note=kept["clinical_notes"]

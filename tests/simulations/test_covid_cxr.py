@@ -202,7 +202,7 @@ def test_notes_lose_the_words_that_tell_the_label(note: str, label: covid_cxr.La
 
 
 def change(root: Path, **cells: Any) -> None:
-    table = pd.DataFrame(rows())
+    table = pd.DataFrame(rows()).astype(object)
     for column, value in cells.items():
         table.loc[0, column] = value
     table.to_csv(root / "metadata.csv", index=False)
