@@ -140,13 +140,11 @@ def load(root: Path) -> CovidImages:
     unknown: dict[str, dict[str, int]] = {}
     labels = {"icu": _icu(kept["went_icu"], unknown), "covid": _covid(kept["finding"], unknown)}
     for label, values in labels.items():
-        _expect(
-            root, f"images with a known '{label}', and positive ones", (int(values.count()), int(values.sum())), COUNTS[label]
-        )
+        found_of_it = int(values.count()), int(values.sum())
+        _expect(root, f"images with a known '{label}', and positive ones", found_of_it, COUNTS[label])
+    numbers = {name: _numbers(root, kept[column]) for name, (column, _) in NUMBERS.items()}
     rows = pd.DataFrame({"patient": kept["patientid"], "visit": visits, "site": _sites(kept), **labels, "sex": kept["sex"]})
-    rows = rows.assign(
-        view=kept["view"].map(VIEWS), **{name: kept[column] for name, (column, _) in NUMBERS.items()}, note=kept["clinical_notes"]
-    )
+    rows = rows.assign(view=kept["view"].map(VIEWS), **numbers, note=kept["clinical_notes"])
     return CovidImages(rows, files, exclusions, unknown, checksum)
 
 
