@@ -77,6 +77,7 @@ def run_cell(work: Work, job: Job) -> None:
     runs = _runs(work.benchmark)
     overrides = [
         f"seed={job.seed}",
+        *work.benchmark.protocols.get(work.variant or "", ()),
         *(SETTINGS if job.method == METAKD_FAITHFUL else ()),
         *work.benchmark.overrides.get(MAIN if work.benchmark.ablation(job.method) else job.method, ()),
         *(DEBUG if work.debug else ()),

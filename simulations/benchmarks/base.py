@@ -107,6 +107,7 @@ class Benchmark:
         folds: Number of test folds; their test rows together are the cohort.
         seeds: Number of seeds unless the user says otherwise: 0, 1, ...
         variants: Protocols under other assumptions; None is the main one.
+        protocols: Variant -> Hydra overrides of the experiment that make it, for every method.
         overrides: Method -> Hydra overrides of the experiment, so that a baseline is trained as well as the student is.
         metrics: Metrics in the order of the table, the main one first.
         published: Figures of others.
@@ -127,6 +128,7 @@ class Benchmark:
     folds: int = 1
     seeds: int = 3
     variants: tuple[str | None, ...] = (None,)
+    protocols: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     overrides: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     metrics: tuple[str, ...] = ("auroc", "auprc", "accuracy", "f1")
     published: tuple[Published, ...] = ()
