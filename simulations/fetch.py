@@ -18,6 +18,7 @@ import pooch
 
 import simulations.datasets
 from common.errors import ConsiliumError, nearest
+from simulations.benchmarks.base import benchmarks
 from simulations.datasets.remote import RemoteData, RemoteFile
 
 TIMEOUT_S = 60
@@ -50,6 +51,10 @@ def fetch(name: str, to: Path | None, say: Callable[[str], None]) -> Path:
     """
     known = remote_data()
     wanted = known.get(name) or next((data for data in known.values() if name in data.benchmarks), None)
+    if wanted is None and name in benchmarks():
+        raise ConsiliumError(
+            f"The data of '{name}' cannot be fetched. 'consilium-bench run {name}' says where to get what is missing."
+        )
     if wanted is None:
         names = [*known, *(b for data in known.values() for b in data.benchmarks)]
         raise ConsiliumError(f"There is no open data set '{name}'{nearest(name, names)}")
