@@ -325,5 +325,4 @@ def _counts(rows: pd.DataFrame, label: Label) -> dict[str, int]:
         "images": len(rows),
         "patients": int(rows["patient"].nunique()),
         "positive images": int(rows[label].sum()),
-        "sites": int(rows["site"].nunique()),
     }
