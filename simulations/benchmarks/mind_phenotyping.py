@@ -8,6 +8,7 @@ from typing import Any
 from simulations.ablations import PLAIN_SERIES, STANDARD, references, teachers
 from simulations.benchmarks import mind_mortality
 from simulations.benchmarks.base import Benchmark, Published, Split
+from simulations.benchmarks.eicu_mortality import METHODS
 from simulations.benchmarks.mind_mortality import NOT_READABLE, PAPERS, PARTIAL
 
 
@@ -25,7 +26,7 @@ BENCHMARK = Benchmark(
     task_type="multilabel",
     modalities=("cxr", "series"),
     prepare=prepare,
-    methods=mind_mortality.METHODS,
+    methods=METHODS,
     variants=(None, PARTIAL),
     metrics=("auroc", "auprc"),
     published=(

@@ -12,6 +12,7 @@ from typing import Any
 from simulations.ablations import STANDARD, Ablation, references, teachers
 from simulations.benchmarks import mind_mortality
 from simulations.benchmarks.base import Benchmark, Published, Split
+from simulations.benchmarks.eicu_mortality import METHODS
 from simulations.benchmarks.mind_mortality import PARTIAL
 
 ABSTRACT = "Wang et al., CMPB 2025, abstract; cohort and prevalence not readable"
@@ -31,7 +32,7 @@ BENCHMARK = Benchmark(
     task_type="binary",
     modalities=("cxr", "table", "text"),
     prepare=prepare,
-    methods=mind_mortality.METHODS,
+    methods=METHODS,
     variants=(None, PARTIAL),
     published=(
         Published("pooled bottleneck + KD + gradient modulation", "auroc", 0.886, "published", ABSTRACT),

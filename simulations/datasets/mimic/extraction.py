@@ -16,6 +16,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -132,13 +133,14 @@ def _listed(folder: Path, task: str, part: str) -> pd.DataFrame:
 
 def _refuse_overlap(listed: pd.DataFrame, folder: Path) -> None:
     """Refuses lists that share a subject: its test stays would have trained."""
-    lists = listed.groupby("subject")["part"].agg(lambda parts: tuple(dict.fromkeys(parts)))
-    shared = lists[lists.map(len) > 1]
+    lists = listed[["subject", "part"]].drop_duplicates()
+    shared = lists[lists["subject"].duplicated(keep=False)].sort_values("subject", kind="stable")
     if len(shared):
-        names = " and ".join(f"{part}_listfile.csv" for part in shared.iloc[0])
+        names = " and ".join(f"{part}_listfile.csv" for part in shared["part"].iloc[:2])
         raise ConsiliumError(
-            f"{folder}: {len(shared):,} subject(s) are in two lists, the first in {names}. A subject belongs to one part: make "
-            "the lists again with mimic3models.split_train_val, from one train/listfile.csv and one test/listfile.csv."
+            f"{folder}: {shared['subject'].nunique():,} subject(s) are in two lists, the first in {names}. A subject belongs to "
+            "one part: make the lists again with mimic3models.split_train_val, from one train/listfile.csv and one "
+            "test/listfile.csv."
         )
 
 
@@ -205,7 +207,7 @@ def _values(lines: list[bytes], folder: Path, hours: int, lost: dict[str, int]) 
     """Returns the lines of some series as numbers; adds to ``lost`` what is none."""
     names = ["visit", "hour", *VARIABLES]
     try:
-        kinds = {"visit": str, **dict.fromkeys(GRADES, "category")}
+        kinds: dict[Any, Any] = {"visit": str, **dict.fromkeys(GRADES, "category")}
         # 'None' is an answer on the coma scale, and no missing value.
         text = io.BytesIO(b"\n".join(lines))
         frame = pd.read_csv(text, names=names, dtype=kinds, keep_default_na=False, na_values=[""], low_memory=False)

@@ -108,7 +108,7 @@ def times(frame: pd.DataFrame, column: str, file: Path) -> pd.Series[pd.Timestam
     Raises:
         ConsiliumError: If a cell is none.
     """
-    found = pd.to_datetime(frame[column], errors="coerce")
+    found = pd.to_datetime(frame[column], format="ISO8601", errors="coerce")
     refuse(found.isna(), file, f"'{column}' is no time")
     return found
 

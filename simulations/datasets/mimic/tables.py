@@ -20,7 +20,7 @@ from common.errors import ConsiliumError
 from simulations.datasets.mimic.layout import HOSPITAL, UNREADABLE, find, incomplete, read, refuse, tell, times, unreadable
 
 # Name -> itemid, its label in d_labitems, unit as charted, UCUM unit, least and largest value that is read.
-LABS = {
+LABS: dict[str, tuple[int, str, str, str, float, float]] = {
     "albumin": (50862, "Albumin", "g/dL", "g/dL", 0.5, 8),
     "anion_gap": (50868, "Anion Gap", "mEq/L", "meq/L", 1, 60),
     "bicarbonate": (50882, "Bicarbonate", "mEq/L", "meq/L", 2, 70),
@@ -119,7 +119,8 @@ def _labs(home: Path, stays: pd.DataFrame, counts: dict[str, int]) -> pd.DataFra
     lab = pairs["itemid"].map(names)
     unit = pairs["valueuom"].fillna("").str.replace(" ", "").str.lower()
     same = (unit == lab.map({name: each[2].lower() for name, each in LABS.items()})) | (unit == "")
-    possible = pairs["valuenum"].between(*(lab.map({name: each[k] for name, each in LABS.items()}) for k in (4, 5)))
+    least, most = (lab.map({name: float(each[k]) for name, each in LABS.items()}) for k in (4, 5))
+    possible = (pairs["valuenum"] >= least) & (pairs["valuenum"] <= most)
     tell(
         counts,
         {

@@ -12,8 +12,8 @@ What the readers must leave out is there too: X-rays of another view, of before 
 (noise), stays under 48 h, slips of the keyboard, values in other units and after 48 h, summaries without the section or with a
 word of death in it, addenda, and a hospital course that tells the outcome.
 
-Generator, ``STEEP``, noises and sizes were fixed before any method ran on the files; another file is another ``VERSION``. The
-seed ``FINAL_SEED`` is kept for the table that the benchmark prints; tests and development use others.
+Generator, ``STEEP``, noises and sizes were fixed before methods were compared on the files; another file is another ``VERSION``.
+The seed ``FINAL_SEED`` is kept for the table that the benchmark prints; tests and development use others.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -124,7 +125,7 @@ def draw_truth(patients: int, rng: np.random.Generator) -> Truth:
     spread = np.sqrt(STEEP**2 + 1)
 
     def ill(strength: Array, share: float) -> NDArray[np.int64]:
-        return (STEEP * strength + rng.standard_normal(n) > spread * norm.isf(share)).astype(np.int64)
+        return np.asarray(STEEP * strength + rng.standard_normal(n) > spread * norm.isf(share), dtype=np.int64)
 
     conditions = {CONDITIONS[k]: ill(severity[organ], share) for organ, (share, places) in ORGANS.items() for k in places}
     part = rng.permutation(np.resize(np.repeat(PARTS, (7, 1, 2)), patients))[person]
@@ -166,24 +167,25 @@ def _write_extraction(folder: Path, truth: Truth, rng: np.random.Generator) -> N
     names = [f"{s}_episode{e}_timeseries.csv" for s, e in zip(stays["subject_id"], stays["episode"], strict=True)]
     for task, columns in ((MORTALITY, ["y_true"]), (PHENOTYPING, list(CONDITIONS))):
         dies = task == MORTALITY
-        listed = (stays["hours"] >= HOURS) if dies else stays["hours"] > 0
+        long_enough = stays["hours"] >= (HOURS if dies else 0)
         period = 0 if dies else stays["hours"].map("{:.6f}".format)
         table = pd.DataFrame({"stay": names, "period_length": period, "stay_id": stays["stay_id"]}).join(stays[columns])
         for place in ("train", "test"):
             (folder / task / place).mkdir(parents=True)
-            here = listed & ((stays["part"] == "test") == (place == "test"))
+            here = long_enough & ((stays["part"] == "test") == (place == "test"))
             table[here].to_csv(folder / task / place / "listfile.csv", index=False)
             for row in np.flatnonzero(here):
                 mine = slice(first[row], first[row] + int(early[first[row] : first[row + 1]].sum()) if dies else first[row + 1])
                 (folder / task / place / names[row]).write_text(header + "".join(lines[mine]), encoding="utf-8")
         for part in PARTS:
-            table[listed & (stays["part"] == part)].to_csv(folder / task / f"{part}_listfile.csv", index=False)
+            table[long_enough & (stays["part"] == part)].to_csv(folder / task / f"{part}_listfile.csv", index=False)
 
 
 def _write_images(folder: Path, truth: Truth, rng: np.random.Generator) -> None:
     """Writes the metadata and ``resized/``: three stays of four have an X-ray, some of them other ones too."""
     (folder / "resized").mkdir(parents=True)
-    stays, rows = truth.stays, []
+    stays = truth.stays
+    rows: list[tuple[Any, ...]] = []
     strength = (truth.severity["heart"] + truth.severity["lungs"]) / np.sqrt(2)
     for row, (subject, start, hours) in enumerate(zip(stays["subject_id"], stays["intime"], stays["hours"], strict=True)):
         if rng.random() < 0.25:
@@ -230,7 +232,7 @@ def _write_hospital(folder: Path, truth: Truth, rng: np.random.Generator) -> Non
     at = stays.iloc[events.pop("row")].reset_index(drop=True)
     time = at["intime"] + pd.to_timedelta((events.pop("hour") * 3600).round(), "s")
     events = events.assign(labevent_id=np.arange(len(events)), subject_id=at["subject_id"], hadm_id=at["hadm_id"], charttime=time)
-    events["comments"] = np.where(events.index % 50 == 0, "HEMOLYZED.\nINTERPRET WITH CARE.", None)
+    events["comments"] = pd.Series("HEMOLYZED.\nINTERPRET WITH CARE.", events.index).where(events.index % 50 == 0)
     _gzip(events.sort_values("subject_id", kind="stable"), folder / "hosp" / "labevents.csv.gz")
 
 

@@ -89,7 +89,7 @@ FILLERS = (
     "Seen in the ED, initial vitals were stable for transfer.", "Labs were sent.", "EKG was obtained.", "Given fluids.",
     "Transferred from ___.", "His mother died of stroke.", "Cultures were drawn.", "In the ED:\nreceived antibiotics.",
 )  # fmt: skip
-VARIANTS, OF_VARIANTS = ("whole", "no section", "no end", "death", "verdict"), (0.92, 0.03, 0.02, 0.015, 0.015)
+VARIANTS, OF_VARIANTS = ("whole", "no section", "no end", "death", "verdict"), (0.9, 0.03, 0.02, 0.025, 0.025)
 
 
 def draw_series(severity: Mapping[str, Array], hours: Array, rng: np.random.Generator) -> pd.DataFrame:
@@ -148,11 +148,11 @@ def draw_labs(severity: Mapping[str, Array], rng: np.random.Generator) -> pd.Dat
     events = pd.concat(parts, ignore_index=True)
     some = [events.sample(n // 6, random_state=rng) for _ in range(4)]
     late = some[0].assign(hour=some[0]["hour"] + 60, valuenum=0.7)
-    unit = some[1][some[1]["valueuom"] != ""].assign(valueuom="arb", valuenum=999.0)
+    foreign = some[1][some[1]["valueuom"] != ""].assign(valueuom="arb", valuenum=999.0)
     slip = some[2].assign(valuenum=99999.0)
     other = some[3].assign(itemid=OTHER_ITEM)
     blank = some[3].assign(valuenum=np.nan)
-    return pd.concat([events, late, unit, slip, other, blank], ignore_index=True)
+    return pd.concat([events, late, foreign, slip, other, blank], ignore_index=True)
 
 
 def draw_summary(severity: Mapping[str, float], died: bool, rng: np.random.Generator) -> str:
