@@ -125,6 +125,7 @@ def test_the_section_ends_where_the_next_begins(heading: str) -> None:
 
 def test_a_section_without_heading_or_end_is_no_text() -> None:
     assert notes.present_illness("Chief Complaint:\nfall\nPast Medical History:\nnone\n") is None
+    assert notes.present_illness("Brief Hospital Course:\nHPI: came in\nPast Medical History:\nnone\n") is None
     assert notes.present_illness("History of Present Illness:\nfell\n\nThe next day he expired.\n") == ""
 
 

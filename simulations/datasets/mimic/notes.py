@@ -29,6 +29,7 @@ NEXT = re.compile(
     r"|DISCHARGE [A-Z]+|FOLLOW-?UP INSTRUCTIONS|MAJOR SURGICAL OR INVASIVE PROCEDURE)[ \t]*:",
     re.I | re.M,
 )
+COURSE = re.compile(r"^[ \t]*(?:BRIEF )?HOSPITAL COURSE", re.I | re.M)
 VERDICT = re.compile(r"^[ \t]*(?:deceased|expired)[ \t]*\.?[ \t]*$\n?", re.I | re.M)
 DEATH = re.compile(
     r"\b(?:patient|pt)\s+(?:had\s|has\s)?(?:expired|died|passed away|deceased)|\bs?he expired|pronounced expired|time of death",
@@ -37,9 +38,12 @@ DEATH = re.compile(
 
 
 def present_illness(summary: str) -> str | None:
-    """Returns the section of a discharge summary: None without its heading; empty if no known heading ends it."""
-    start = HEADING.search(summary)
-    if start is None:
+    """Returns the section of a discharge summary: None without its heading; empty if no known heading ends it.
+
+    A heading behind the hospital course is none: who repeats the history there knows its end.
+    """
+    start, course = HEADING.search(summary), COURSE.search(summary)
+    if start is None or (course and course.start() < start.start()):
         return None
     rest = summary[start.end() :]
     end = NEXT.search(rest)
