@@ -57,7 +57,9 @@ Prepare = Callable[[Path, Split], dict[str, Any]]
 * ``exclusions``: reason -> how many it removed from the data set, the same for every seed and fold;
 * ``data_checksum``: hex digest of what was read and how it was split;
 * ``warnings``, if there are any: what people should know of the data, one sentence each;
-* ``units``, if there are any: output of a regression -> UCUM unit in which it is counted.
+* ``units``, if there are any: output of a regression -> UCUM unit in which it is counted;
+* ``data`` and ``data_version``, where they are not the benchmark's own: ``generated`` if a twin took the place of data that are
+  not there.
 
 It raises ``ConsiliumError`` if the data are not there, and holds no state: it runs in a process of its own.
 """
@@ -98,7 +100,7 @@ class Benchmark:
         name: Name on the command line.
         title: What is predicted from what, on which patients, in one line.
         experiment: Hydra experiment that configures the method.
-        data: Whether the patients are real.
+        data: Whether the patients are real, unless ``prepare`` says otherwise.
         data_version: The data set and its version.
         task_type: What the outputs mean together.
         modalities: Names of the modalities; every non-empty subset of them is a pattern.
