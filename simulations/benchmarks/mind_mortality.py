@@ -16,7 +16,7 @@ MEDFUSE = "MedFuse, Tables 2-3 as quoted by PyHealth; cohort with X-rays after 4
 NOT_READABLE = "MIND (TMLR 2025): only its abstract could be read"
 PAPERS = (
     Ablation("student-bottleneck", "fusion", "pooled bottleneck", ("model.fusion=bottleneck",)),
-    Ablation("student-modulation", "balance", "gradient modulation", ("balance=gradient-modulation",)),
+    Ablation("student-modulation", "gradient modulation", "on", ("balance=gradient-modulation",)),
     Ablation("student-complete", "teacher of complete visits", "pooled bottleneck", ("model.complete=bottleneck",)),
 )
 """What the other papers do: fusion, balance, and distillation from complete visits."""

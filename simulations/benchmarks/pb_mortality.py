@@ -43,7 +43,7 @@ BENCHMARK = Benchmark(
         Ablation("student-joint", "fusion", "joint", ("model.fusion=joint",)),
         Ablation("student-late", "fusion", "late", ("model.fusion=late",)),
         Ablation("student-no-complete", "teacher of complete visits", "none", ("model.complete=null",)),
-        Ablation("student-no-modulation", "balance", "none", ("balance=none",)),
+        Ablation("student-no-modulation", "gradient modulation", "off", ("balance=none",)),
         teachers("one", "one of each", image=["small"], table=["linear"], text=["linear"]),
         *STANDARD,
         *references(0, 0.05, 0.2),

@@ -17,7 +17,7 @@ from simulations.datasets.mimic.layout import FOLDER
 from tests.simulations.mimic_files import cut, rewrite, small_twin
 
 EXTRACTED = "mimic-iv-extracted"
-LISTS, ALL_STAYS = f"{EXTRACTED}/{MORTALITY}", f"{EXTRACTED}/root/all_stays.csv"
+LISTS, ALL_STAYS = f"{EXTRACTED}/{MORTALITY}", "/".join((EXTRACTED, "root", "all_stays.csv"))
 METADATA = "mimic-cxr-jpg/mimic-cxr-2.0.0-metadata.csv.gz"
 DISCHARGE, HOSP = "mimic-iv-note/note/discharge.csv.gz", "mimic-iv/hosp"
 Change = Callable[[pd.DataFrame], pd.DataFrame]
