@@ -74,13 +74,13 @@ NEEDS_REFERENCE = ("student-uniform", "student-metakd", "student-no-refine")
 NO_REFERENCE = tuple(a for a in STANDARD if a.name not in NEEDS_REFERENCE)
 """What one without a reference set and without meta patients can try: its weights stay equal, and refine does all the work."""
 
+JOINT = Ablation("student-joint", "fusion", "joint", ("model.fusion=joint",))
 POOLED = (
-    Ablation("student-joint", "fusion", "joint", ("model.fusion=joint",)),
     Ablation("student-bottleneck", "fusion", "pooled bottleneck", ("model.fusion=bottleneck",)),
     Ablation("student-complete", "teacher of complete visits", "one more, pooled bottleneck", ("model.complete=bottleneck",)),
     Ablation("student-gradient-modulation", "gradient modulation", "on", ("balance=gradient-modulation",)),
 )
-"""The parts of the pooled-bottleneck method, each by itself, where the main setting is ``late`` fusion without the others."""
+"""The parts of the pooled-bottleneck method, each by itself, where the main setting is without them."""
 
 
 PLAIN_SERIES = Ablation(

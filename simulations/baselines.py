@@ -150,9 +150,8 @@ def unimodal(consortium: Consortium) -> Trained:
     def logits(batch: Batch) -> Tensor:
         heads = []
         for at, (name, network) in enumerate(networks.items()):
-            held = batch.present[:, at].nonzero().squeeze(1)
-            said = network(batch.inputs[name][held])
-            heads.append(said.new_zeros(len(batch), said.shape[1]).index_copy(0, held, said))
+            held = batch.holders(at)
+            heads.append(batch.spread(network(batch.inputs[name][held]), held))
         return torch.stack(heads, 1).sum(1) / batch.present.sum(1, keepdim=True)
 
     size = sum(map(parameters_of, networks.values()))

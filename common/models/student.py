@@ -122,21 +122,17 @@ def encode(encoders: nn.ModuleDict, batch: Batch, *, tokens: bool = False) -> Fe
 
     Every encoder runs on the patients that hold its modality only: what an absent one holds cannot matter.
     """
-
-    def placed(rows: Tensor, held: Tensor) -> Tensor:
-        return rows.new_zeros(len(batch), *rows.shape[1:]).index_copy(0, held, rows)
-
     pooled, parts, seen = [], [], []
     for at, (name, encoder) in enumerate(encoders.items()):
-        held = batch.present[:, at].nonzero().squeeze(1)
+        held = batch.holders(at)
         x = batch.inputs[name][held]
         if tokens:
             reading = cast("Encoder", encoder).read(x)
-            parts.append(placed(reading.tokens, held))
-            seen.append(placed(reading.seen, held))
-            pooled.append(placed(reading.feature, held))
+            parts.append(batch.spread(reading.tokens, held))
+            seen.append(batch.spread(reading.seen, held))
+            pooled.append(batch.spread(reading.feature, held))
         else:
-            pooled.append(placed(encoder(x), held))
+            pooled.append(batch.spread(encoder(x), held))
     return Features(torch.stack(pooled, 1), tuple(parts), tuple(seen))
 
 

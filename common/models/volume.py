@@ -124,9 +124,8 @@ class VolumeStudent(Student):
         encoder = cast("MapEncoder", self.shared["encoder"])
         columns: list[list[Tensor]] = []
         for at, name in enumerate(self.task.modalities):
-            held = batch.present[:, at].nonzero().squeeze(1)
-            maps = encoder.maps(batch.inputs[name][held])
-            columns.append([m.new_zeros(len(batch), *m.shape[1:]).index_copy(0, held, m) for m in maps])
+            held = batch.holders(at)
+            columns.append([batch.spread(level, held) for level in encoder.maps(batch.inputs[name][held])])
         *finer, bottleneck = (torch.stack(level, 1) for level in zip(*columns, strict=True))
         return Maps(bottleneck, tuple(finer))
 

@@ -49,6 +49,16 @@ class Split:
         return f"{self.seed}-{self.fold}{'' if self.masked else '-full'}{reference}"
 
 
+def refuse_reference(name: str, split: Split) -> None:
+    """Refuses a reference set where the protocol of a benchmark has none.
+
+    Raises:
+        ConsiliumError: If the split asks for one.
+    """
+    if split.reference:
+        raise ConsiliumError(f"{name} has no reference set: its students learn in refine alone.")
+
+
 Prepare = Callable[[Path, Split], dict[str, Any]]
 """``prepare(folder, split)`` writes the sites of a split as sub-folders of ``folder``. Returns a JSON-able mapping:
 

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.errors import ConsiliumError
-from simulations.ablations import NO_REFERENCE, POOLED, teachers
-from simulations.benchmarks.base import Benchmark, Published, Split
+from simulations.ablations import JOINT, NO_REFERENCE, POOLED, teachers
+from simulations.benchmarks.base import Benchmark, Published, Split, refuse_reference
 from simulations.datasets import covid_cxr
 from simulations.datasets.files import data_folder
 
@@ -34,8 +33,7 @@ def prepare(folder: Path, split: Split) -> dict[str, Any]:
     Raises:
         ConsiliumError: If a reference set is asked for: the protocol has none.
     """
-    if split.reference:
-        raise ConsiliumError("covid-cxr has no reference set: its students learn in refine alone.")
+    refuse_reference("covid-cxr", split)
     images = covid_cxr.load(data_folder(covid_cxr.FOLDER, covid_cxr.HOW_TO_GET))
     return covid_cxr.write_sites(images, folder, fold=split.fold, **PROTOCOLS[split.variant])
 
@@ -74,6 +72,7 @@ BENCHMARK = Benchmark(
         teachers("blurred", "on images of 8 x 8 pixels", image=["linear"]),
         teachers("two", "linear and small", image=["thumbnail", "small"], table=["linear", "small"]),
         *NO_REFERENCE,
+        JOINT,
         *POOLED,
     ),
 )

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from common.errors import ConsiliumError
 from common.evaluation.metrics import REGION_METRICS
-from simulations.benchmarks.base import Benchmark, Published, Split
+from simulations.benchmarks.base import Benchmark, Published, Split, refuse_reference
 from simulations.datasets import hippocampus
 from simulations.datasets.files import data_folder
 
@@ -18,8 +17,7 @@ def prepare(folder: Path, split: Split) -> dict[str, Any]:
     Raises:
         ConsiliumError: If a reference set is asked for: the protocol has none.
     """
-    if split.reference:
-        raise ConsiliumError("hippocampus has no reference set: its students learn in refine alone.")
+    refuse_reference("hippocampus", split)
     cases = hippocampus.load(data_folder(hippocampus.FOLDER, hippocampus.HOW_TO_GET))
     return hippocampus.write_sites(cases, folder, seed=split.seed)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from simulations.ablations import PLAIN_SERIES, STANDARD, Ablation, references, teachers
+from simulations.ablations import PLAIN_SERIES, POOLED, STANDARD, references, teachers
 from simulations.benchmarks.base import Benchmark, Published, Split
 from simulations.benchmarks.eicu_mortality import METHODS
 from simulations.datasets.mimic import sites
@@ -14,12 +14,13 @@ PARTIAL = "partial"
 DATA_VERSION = "MIMIC-IV and MIMIC-CXR-JPG in MedFuse's extraction; a generated twin where they are not there"
 MEDFUSE = "MedFuse, Tables 2-3 as quoted by PyHealth; cohort with X-rays after 48 h"
 NOT_READABLE = "MIND (TMLR 2025): only its abstract could be read"
-PAPERS = (
-    Ablation("student-bottleneck", "fusion", "pooled bottleneck", ("model.fusion=bottleneck",)),
-    Ablation("student-modulation", "gradient modulation", "on", ("balance=gradient-modulation",)),
-    Ablation("student-complete", "teacher of complete visits", "pooled bottleneck", ("model.complete=bottleneck",)),
+ABLATIONS = (
+    PLAIN_SERIES,
+    teachers("one", "one of each", image=["small"], series=["trend"]),
+    *POOLED,
+    *STANDARD,
+    *references(0, 0.05, 0.2),
 )
-"""What the other papers do: fusion, balance, and distillation from complete visits."""
 
 
 def prepare(folder: Path, split: Split, cohort: sites.Cohort = "mortality") -> dict[str, Any]:
@@ -59,11 +60,5 @@ BENCHMARK = Benchmark(
         *_medfuse("Unified (Hayat 2021)", 0.835, 0.495, 1373),
         *_medfuse("MedFuse (optimal)", 0.874, 0.567, 5243, PARTIAL),
     ),
-    ablations=(
-        PLAIN_SERIES,
-        teachers("one", "one of each", image=["small"], series=["trend"]),
-        *PAPERS,
-        *STANDARD,
-        *references(0, 0.05, 0.2),
-    ),
+    ablations=ABLATIONS,
 )

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from simulations.ablations import PLAIN_SERIES, STANDARD, references, teachers
 from simulations.benchmarks import mind_mortality
 from simulations.benchmarks.base import Benchmark, Published, Split
 from simulations.benchmarks.eicu_mortality import METHODS
-from simulations.benchmarks.mind_mortality import NOT_READABLE, PAPERS, PARTIAL
+from simulations.benchmarks.mind_mortality import NOT_READABLE, PARTIAL
 
 
 def prepare(folder: Path, split: Split) -> dict[str, Any]:
@@ -33,11 +32,5 @@ BENCHMARK = Benchmark(
         Published("MIND", "auroc", None, "not found", NOT_READABLE),
         Published("MIND", "auprc", None, "not found", NOT_READABLE),
     ),
-    ablations=(
-        PLAIN_SERIES,
-        teachers("one", "one of each", image=["small"], series=["trend"]),
-        *PAPERS,
-        *STANDARD,
-        *references(0, 0.05, 0.2),
-    ),
+    ablations=mind_mortality.ABLATIONS,
 )

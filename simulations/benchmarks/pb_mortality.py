@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from simulations.ablations import STANDARD, Ablation, references, teachers
+from simulations.ablations import JOINT, STANDARD, Ablation, references, teachers
 from simulations.benchmarks import mind_mortality
 from simulations.benchmarks.base import Benchmark, Published, Split
 from simulations.benchmarks.eicu_mortality import METHODS
@@ -40,7 +40,7 @@ BENCHMARK = Benchmark(
         Published("TriMF (radiology report instead of history)", "auroc", 0.816, "second-hand", "JBI 2025, cohort not readable"),
     ),
     ablations=(
-        Ablation("student-joint", "fusion", "joint", ("model.fusion=joint",)),
+        JOINT,
         Ablation("student-late", "fusion", "late", ("model.fusion=late",)),
         Ablation("student-no-complete", "teacher of complete visits", "none", ("model.complete=null",)),
         Ablation("student-no-modulation", "gradient modulation", "off", ("balance=none",)),
