@@ -160,6 +160,8 @@ class WeightsConfig:
         steps: Steps on omega on the reference set, or per message in refine.
         per_output: Whether omega has one row per output.
         cross_fit_below: Below this many events the meta patients are cross-fitted in five folds.
+        guard: Whether what was learned on a labelled reference set is kept only if it beats equal weights there by more than a
+            standard error; else the weights stay equal for the whole run.
     """
 
     estimator: Literal["lookahead", "metakd", "uniform"] = "lookahead"
@@ -169,6 +171,7 @@ class WeightsConfig:
     steps: int = Field(default=60, ge=0)
     per_output: bool = False
     cross_fit_below: int = Field(default=50, ge=0)
+    guard: bool = True
 
 
 @dataclass(frozen=True, config=STRICT)

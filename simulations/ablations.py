@@ -62,6 +62,7 @@ STANDARD = (
     Ablation("student-ratio", "pairwise distillation", "ratio of the weights, as released", ("distill.pairwise=ratio",)),
     Ablation("student-uniform", "modality weights", "uniform", UNIFORM),
     Ablation("student-metakd", "modality weights", "by MetaKD's released estimator", METAKD),
+    Ablation("student-unguarded", "modality weights", "learned, kept in any case", ("weights.guard=false",)),
     Ablation("student-balance", "balance", "by distillation", ("balance=distillation",)),
     Ablation("student-dropout-batch", "modality dropout", "drawn per batch", ("distill.dropout_by=batch",)),
     Ablation("student-no-dropout", "modality dropout", "none", ("distill.dropout=0",)),
@@ -70,7 +71,7 @@ STANDARD = (
 )
 """What every benchmark with several modalities and a reference set can try."""
 
-NEEDS_REFERENCE = ("student-uniform", "student-metakd", "student-no-refine")
+NEEDS_REFERENCE = ("student-uniform", "student-metakd", "student-unguarded", "student-no-refine")
 NO_REFERENCE = tuple(a for a in STANDARD if a.name not in NEEDS_REFERENCE)
 """What one without a reference set and without meta patients can try: its weights stay equal, and refine does all the work."""
 

@@ -159,7 +159,7 @@ def _begin_behind_teaching(work: Work, job: Job, config: Config) -> bool:
         state.arrays.pop(name, None)
     state.best.pop("student", None)
     state.curves = [c for c in state.curves if c["phase"] == "teaching"]
-    state.weights, state.evaluation, state.withheld = [], [], {}
+    state.weights, state.equal_weights, state.evaluation, state.withheld = [], False, [], {}
     state.traffic = {site: {"teach": phases["teach"]} for site, phases in state.traffic.items() if "teach" in phases}
     run_dir.mkdir()
     shutil.copy(source / "environment.json", run_dir)

@@ -177,6 +177,15 @@ def test_with_uniform_weights_omega_stays_where_it_is(tiny: Path, tmp_path: Path
     assert not read_arrays(tmp_path / "run" / "student.safetensors")["omega"].any()
 
 
+def test_weights_that_are_not_resolved_better_on_the_reference_set_stay_equal(tiny: Path, tmp_path: Path) -> None:
+    run_inproc(sites=tiny, run_dir=tmp_path / "run", experiment="tiny", overrides=["weights.guard=true"])
+    state = checkpoint.load(tmp_path / "run")
+    assert state.equal_weights and len(Record(tmp_path / "run").events("equal-weights")) == 1
+    assert any(w["omega"] for w in state.weights)  # they were learned, and left
+    assert {w["phase"] for w in state.weights} == {"distilling"}  # no site was asked for gradients of them
+    assert not read_arrays(tmp_path / "run" / "student.safetensors")["omega"].any()
+
+
 def test_the_reference_set_may_lie_elsewhere(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     elsewhere = shutil.move(own / "reference", tmp_path / "public")
     monkeypatch.setenv("CONSILIUM_REFERENCE", str(elsewhere))
