@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,22 +19,30 @@ from common.config import TASK_FILE, Config, load_config
 from common.data.cohort import SPLITS, Cohort, Finding
 from common.data.folder import open_cohort
 from common.data.ingest.frames import read_frame
-from common.data.manifest import FILE_NAME, Manifest, hospital_folders, load_manifest, reference_folder
-from common.data.quality import column_warnings, shared_patients
+from common.data.manifest import (
+    FILE_NAME,
+    REFERENCE_FOLDER,
+    Manifest,
+    hospital_folders,
+    load_manifest,
+    reference_folder,
+    stray_folders,
+)
+from common.data.quality import HEADER, column_warnings, shared_patients, unit_warnings
 from common.errors import ConsiliumError, TooManyFaults
 
 OWN_TASK = "custom"  # the experiment for any task
+MOST_ALIKE = 10
+NO_SITE = "a folder without a manifest is no site: nobody uses what lies there. Write a manifest, or move the folder away"
 
 app = terminal.command_line(__doc__)
 
 
 @app.command()
 def check(
-    path: Annotated[
-        Path,
-        typer.Argument(
-            metavar="PATH", help="The hospital's manifest.yaml, its folder, or a folder of several hospitals' folders."
-        ),
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="PATH...", help="Hospitals' manifest.yaml or folders, or a folder of several hospitals' folders."),
     ],
     experiment: Annotated[str, typer.Option(help="Experiment whose task the files are for.")] = "demo",
     task: Annotated[Path | None, typer.Option(metavar="TASK.yaml", help="A task of your own instead.")] = None,
@@ -39,30 +50,66 @@ def check(
     """Opens the hospital's files as a run would, counts them and lists every fault; nothing leaves this machine."""
     config = load_config(OWN_TASK, [f"{TASK_FILE}{task.resolve()}"]) if task else load_config(experiment)
     console = terminal.console()
-    several = [] if (path / FILE_NAME).is_file() else [*hospital_folders(path), *reference_folder(path)]
-    if not several:
-        if not _check_site(path if path.is_dir() else path.parent, load_manifest(path), config, console):
+    places = [found for path in paths for found in _sites(path)]
+    if len(places) == 1 and places == paths:
+        folder = places[0] if places[0].is_dir() else places[0].parent
+        if _check_site(folder, load_manifest(places[0]), config, console)[0].findings:
             raise typer.Exit(1)
         return
-    manifests = {folder: load_manifest(folder) for folder in several}
-    sound = [_check_one_of_several(folder, manifest, config, console) for folder, manifest in manifests.items()]
-    readable = {folder: m for (folder, m), opened in zip(manifests.items(), sound, strict=True) if opened is not None}
-    _show_findings("Warnings over all sites", shared_patients(readable), console)
-    if not all(sound):
+    if not _check_several(places, [f for path in paths for f in _strays(path)], config, console):
         raise typer.Exit(1)
 
 
-def _check_one_of_several(folder: Path, manifest: Manifest, config: Config, console: Console) -> bool | None:
-    """Checks a site; returns whether it has no fault. What makes it refuse is printed, so that the others are checked: None."""
+def _sites(path: Path) -> list[Path]:
+    """Returns the hospitals' folders, and that of the reference set, below a folder of sites; else the path itself."""
+    several = [] if (path / FILE_NAME).is_file() else [*hospital_folders(path), *reference_folder(path)]
+    return several or [path]
+
+
+def _strays(path: Path) -> list[Finding]:
+    """Returns a warning for every folder below a folder of sites that is none for want of a manifest."""
+    strays = stray_folders(path) if _sites(path) != [path] else []
+    return [Finding(f"{stray.name}/{FILE_NAME}", HEADER, "", NO_SITE) for stray in strays]
+
+
+def _check_several(places: Sequence[Path], strays: Sequence[Finding], config: Config, console: Console) -> bool:
+    """Checks sites one by one and then beside each other; returns whether no site has a fault.
+
+    Where a site only evaluates, the others train with all their patients, as ``consilium-bench run custom`` has them; the
+    reference set has no test patients anywhere.
+    """
+    manifests: dict[Path, Manifest] = {}
+    for place in places:
+        with _refusals(console):
+            manifests[place if place.is_dir() else place.parent] = load_manifest(place)
+    evaluated = config.name == OWN_TASK and any(m.role == "evaluate" for m in manifests.values())
+    cohorts: dict[Path, Cohort] = {}
+    within = 0
+    for folder, manifest in manifests.items():
+        untested = evaluated or folder.name == REFERENCE_FOLDER
+        mine = replace(config, split=replace(config.split, test=0.0)) if untested else config
+        with _refusals(console):
+            cohorts[folder], number = _check_site(folder, manifest, mine, console)
+            within += number
+    opened = {folder: manifests[folder] for folder in cohorts}
+    between = [*strays, *unit_warnings(opened, cohorts), *shared_patients(opened)]
+    if between:
+        _show_findings("Warnings between sites", between, console)
+    console.print(f"In all: {within:,} warning(s) within sites, {len(between):,} between sites")
+    return len(cohorts) == len(places) and not any(c.findings for c in cohorts.values())
+
+
+@contextmanager
+def _refusals(console: Console) -> Iterator[None]:
+    """Prints what makes a site refuse, so that the others are checked too."""
     try:
-        return _check_site(folder, manifest, config, console)
+        yield
     except ConsiliumError as error:
         console.print(f"Refused: {escape(str(error))}", soft_wrap=True)
-        return None
 
 
-def _check_site(folder: Path, manifest: Manifest, config: Config, console: Console) -> bool:
-    """Opens a site and prints what is in it; returns whether it has no fault."""
+def _check_site(folder: Path, manifest: Manifest, config: Config, console: Console) -> tuple[Cohort, int]:
+    """Opens a site and prints what is in it; returns its patients and the number of warnings."""
     console.print(f"Site: {manifest.site}")
     try:
         cohort = open_cohort(folder, manifest, config.task, config.split, config.seed)
@@ -75,7 +122,7 @@ def _check_site(folder: Path, manifest: Manifest, config: Config, console: Conso
     warnings = column_warnings(folder, manifest, cohort)
     if warnings:
         _show_findings("Warnings", warnings, console)
-    return not cohort.findings
+    return cohort, len(warnings)
 
 
 def _show_counts(cohort: Cohort, console: Console) -> None:
@@ -93,14 +140,21 @@ def _counts(numbers: Mapping[str, int]) -> str:
     return ", ".join(f"{escape(name)} {number:,}" for name, number in numbers.items())
 
 
-def _show_findings(what: str, findings: Iterable[Finding], console: Console) -> None:
-    """Prints the number of findings, then every one of them."""
+def _show_findings(what: str, findings: Sequence[Finding], console: Console) -> None:
+    """Prints the number of findings, then every one of them, but the first ten of a problem where many rows have the same."""
     table = Table("file", "row", "column", "problem")
     for column in table.columns:
         column.overflow = "fold"
+    alike = Counter((f.file, f.column, f.problem) for f in findings)
+    shown: Counter[tuple[str, str, str]] = Counter()
     for f in findings:
-        table.add_row(escape(f.file), str(f.row), escape(f.column), escape(f.problem))
-    console.print(f"{what}: {table.row_count:,}")
+        same = (f.file, f.column, f.problem)
+        shown[same] += 1
+        if shown[same] <= MOST_ALIKE:
+            table.add_row(escape(f.file), str(f.row), escape(f.column), escape(f.problem))
+        elif shown[same] == alike[same]:
+            table.add_row(escape(f.file), f"to {f.row}", escape(f.column), f"the same in {alike[same] - MOST_ALIKE:,} more rows")
+    console.print(f"{what}: {len(findings):,}")
     if table.row_count:
         console.print(table)
 

@@ -43,7 +43,7 @@ from common.messages import (
     TeachReply,
     TeachRequest,
 )
-from common.models.ensemble import Calibration, Ensembles, build_teacher, read_by
+from common.models.ensemble import Calibration, Ensembles, build_teacher, read_by, taught
 from common.models.student import Student, build_student
 
 META_DRAWS = 4
@@ -72,7 +72,7 @@ def enrol(site: Site, config: Config, request: EnrolRequest) -> EnrolReply:
         site=site.manifest.site,
         sites_here=site.sites_here,
         role=site.manifest.role,
-        modalities={m: _told(len(train.holding(m)), least) for m in config.task.modalities},
+        modalities={m: _told(len(train.holding(m)), least) for m in taught(config)},
         patterns=hide_small(count_patterns(site.cohort), least, total=small_split),
         labels=_told_labels(train, least),
         splits={s: n and max(n, least) for s, n in splits.items()},
@@ -168,7 +168,7 @@ def refine(site: Site, config: Config, request: RefineRequest) -> RefineReply:
         seed=derive_seed(request.seed, "student"),
         span=span_of(request.round, max(config.refine.rounds, 1)),
     )
-    counts = {block: n for block, n in block_counts(train).items() if n >= least}
+    counts = {block: n for block, n in block_counts(student, train).items() if n >= least}
     loss = fit.training[-1] if fit.training and len(train) >= least else None
     return RefineReply(site.manifest.site, trained_blocks(student, counts), counts, validated, loss, gradients, meta_count)
 

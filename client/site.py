@@ -31,7 +31,7 @@ from common.data.standardise import Standardisation
 from common.errors import ConsiliumError, TooManyFaults
 from common.models.ensemble import GROUP_SEPARATOR, groups
 from common.models.registry import SIZES, size_of
-from common.task import COMPLETE, Task
+from common.task import COMPLETE, MASK, Task
 
 LOG = logging.getLogger(__name__)
 OWN_FOLDER = ".consilium"
@@ -146,6 +146,8 @@ class Site:
         for source in self.manifest.modalities.values():
             if source.column and not source.inline:
                 (whole if source.key else single).update(table[source.column].dropna().astype(str))
+        if any(source.kind == "volume" for source in self.manifest.modalities.values()):
+            single.update(table[self.manifest.labels[MASK]].dropna().astype(str))
         states = [(name, _state(self.folder, name, whole=name in whole)) for name in sorted(whole | single)]
         return hmac.digest(self._key(), json.dumps(states).encode(), "sha256").hex()
 
@@ -233,7 +235,8 @@ def _open(folder: Path, sites_here: int, changed: int, task: str, split: str, se
         with suppress(OSError):
             (folder / OWN_FOLDER).mkdir(exist_ok=True)
             _write_findings(folder / OWN_FOLDER, error.findings)
-        raise
+        seen = f"{error} The faults are listed by 'consilium-client check' and in {OWN_FOLDER}/{FINDINGS}."
+        raise TooManyFaults(seen, error.findings) from None
     return Site(folder, manifest, cohort, sites_here)
 
 

@@ -23,15 +23,14 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from common.errors import ConsiliumError, keys_at, nearest
-from common.models.registry import architectures, fusions
-from common.task import COMPLETE, STRICT, Kind, Task
+from common.config_checks import check_config
+from common.errors import BARE_YES, ConsiliumError, is_bare_yes, keys_at, nearest, no_file
+from common.task import STRICT, Kind, Task
 
 Pairwise = Literal["sigmoid", "ratio"]
 BalanceRule = Literal["none", "distillation", "gradient-modulation"]
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 TASK_FILE = "task_file="
-VOLUME_FUSIONS = ("joint", "weighted", "late")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -161,6 +160,8 @@ class WeightsConfig:
         steps: Steps on omega on the reference set, or per message in refine.
         per_output: Whether omega has one row per output.
         cross_fit_below: Below this many events the meta patients are cross-fitted in five folds.
+        guard: Whether what was learned on a labelled reference set is kept only if it beats equal weights there by more than a
+            standard error; else the weights stay equal for the whole run.
     """
 
     estimator: Literal["lookahead", "metakd", "uniform"] = "lookahead"
@@ -170,6 +171,7 @@ class WeightsConfig:
     steps: int = Field(default=60, ge=0)
     per_output: bool = False
     cross_fit_below: int = Field(default=50, ge=0)
+    guard: bool = True
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -258,8 +260,12 @@ def to_json(config: Config) -> dict[str, Any]:
     return dumped
 
 
-def from_json(raw: dict[str, Any]) -> Config:
+def from_json(raw: dict[str, Any], task_file: str = "") -> Config:
     """Returns the validated configuration.
+
+    Args:
+        raw: Plain JSON values.
+        task_file: Where its task stands, for errors; empty if in ``configs/``.
 
     Raises:
         ConsiliumError: Naming every key that does not fit, its value and the nearest valid name.
@@ -267,9 +273,9 @@ def from_json(raw: dict[str, Any]) -> Config:
     try:
         config = TypeAdapter(Config).validate_python(raw)
     except ValidationError as error:
-        faults = [_explain(e) for e in error.errors(include_url=False)]
+        faults = [_explain(e, task_file) for e in error.errors(include_url=False)]
         raise ConsiliumError(f"Configuration refused: {'; '.join(faults)}") from None
-    _check_names(config)
+    check_config(config)
     return config
 
 
@@ -291,6 +297,7 @@ def load_config(experiment: str, overrides: str | Sequence[str] = ()) -> Config:
         words = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
     except ValueError as error:
         raise ConsiliumError(f"The overrides cannot be split into words: {error}. Check their quotes.") from None
+    file = next((w.removeprefix(TASK_FILE) for w in reversed(words) if w.startswith(TASK_FILE)), "")
     words = _with_task_of_file(words)
     GlobalHydra.instance().clear()
     try:
@@ -304,7 +311,7 @@ def load_config(experiment: str, overrides: str | Sequence[str] = ()) -> Config:
             f"Experiment '{experiment}' has no task of its own. Name yours among the overrides: {TASK_FILE}/absolute/TASK.yaml "
             "(format: docs/your-own-data.md)."
         )
-    return from_json(json.loads(json.dumps(raw)))
+    return from_json(json.loads(json.dumps(raw)), file)
 
 
 def _with_task_of_file(words: Sequence[str]) -> list[str]:
@@ -315,6 +322,8 @@ def _with_task_of_file(words: Sequence[str]) -> list[str]:
     path = Path(files[-1]).expanduser()
     try:
         task = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConsiliumError(f"The task file {no_file(path)}") from None
     except OSError as error:
         raise ConsiliumError(f"The task file {path} cannot be read ({type(error).__name__}). Write its absolute path.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -326,10 +335,13 @@ def _with_task_of_file(words: Sequence[str]) -> list[str]:
     return ["task=file", *(w for w in words if not w.startswith(TASK_FILE))]
 
 
-def _explain(error: Any) -> str:
+def _explain(error: Any, task_file: str) -> str:
     """Returns one line on a pydantic error, with the nearest valid key for an unknown one."""
     path = [str(p) for p in error["loc"]]
     where = ".".join(path)
+    if task_file and is_bare_yes(error):
+        what = f"codes of '{path[-3]}'" if "codes" in path else where
+        return f"{task_file}: {what}: {BARE_YES}"
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"unknown key '{where}'{nearest(path[-1], _keys_at(path[:-1]))}"
     if error["type"] in ("missing", "missing_argument"):
@@ -356,37 +368,3 @@ def _explain_hydra(error: Exception, words: Sequence[str]) -> str:
 def _keys_at(path: Sequence[str]) -> list[str]:
     """Returns the valid keys below a path of the configuration."""
     return keys_at(TypeAdapter(Config).json_schema(), path)
-
-
-def _check_names(config: Config) -> None:
-    """Checks every component name of the configuration against the registries."""
-    for fusion in filter(None, (config.model.fusion, config.model.complete)):
-        if fusion not in fusions():
-            raise ConsiliumError(f"Unknown fusion '{fusion}'{nearest(fusion, fusions())}")
-    if config.task.type == "segmentation" and (config.model.fusion not in VOLUME_FUSIONS or config.model.complete):
-        raise ConsiliumError(
-            f"A segmentation is fused by {', '.join(VOLUME_FUSIONS)}, without a teacher of complete visits: set model.fusion to "
-            "one of them, and leave model.complete out."
-        )
-    for kind in {m.kind for m in config.task.modalities.values()}:
-        if kind not in config.model.teachers or kind not in config.model.student:
-            raise ConsiliumError(
-                f"model.teachers and model.student need an architecture for modalities of kind '{kind}'. Add it."
-            )
-        for name in (*config.model.teachers[kind], config.model.student[kind]):
-            if name not in architectures(kind):
-                raise ConsiliumError(f"Unknown architecture '{name}' for kind '{kind}'{nearest(name, architectures(kind))}")
-    named = {f"{n}-{a}" for n, m in config.task.modalities.items() for a in architectures(m.kind)}
-    named |= {"default", f"{COMPLETE}-{config.model.complete}"} | {
-        a for kind in config.model.teachers for a in architectures(kind)
-    }
-    for name in config.teach.training:
-        if name not in named:
-            raise ConsiliumError(f"Unknown group or architecture '{name}' in teach.training{nearest(name, named)}")
-    if "default" not in config.teach.training:
-        raise ConsiliumError("teach.training lacks 'default', the optimiser of every group that is not named. Add it.")
-    held_back = config.split.meta + config.split.validation + config.split.test
-    if held_back >= 1:
-        raise ConsiliumError(
-            f"split.meta + split.validation + split.test = {held_back:g}: nobody is left to train on. Lower them."
-        )

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+BARE_YES = "YAML reads yes and no as true and false; put them in quotes"
 
 
 class ConsiliumError(Exception):
@@ -27,6 +30,10 @@ class TooManyFaults(ConsiliumError):
         super().__init__(message)
         self.findings = findings
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Returns how another process makes the same error: Python's own way would call with the message alone."""
+        return type(self), (str(self), self.findings)
+
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Returns ``"; did you mean 'x'? Known: a, b, c"`` for an unknown word.
@@ -39,6 +46,18 @@ def nearest(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.0)
     hint = f"; did you mean '{close[0]}'?" if close else "."
     return f"{hint} Known: {', '.join(names) or 'none'}"
+
+
+def is_bare_yes(error: Mapping[str, Any]) -> bool:
+    """Returns whether a pydantic error is of a text that stands as yes, no, on or off in a YAML file, without quotes."""
+    return error["type"] == "string_type" and isinstance(error["input"], bool)
+
+
+def no_file(path: Path) -> str:
+    """Returns that a file does not exist, with the file in that folder whose name is nearest, if one is near."""
+    there = [f.name for f in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, there, n=1)
+    return f"{path} does not exist{f'; did you mean {close[0]!r}?' if close else '. Correct the path.'}"
 
 
 def keys_at(schema: Mapping[str, Any], path: Sequence[str]) -> list[str]:

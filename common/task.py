@@ -18,7 +18,7 @@ NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 MASK = "mask"
 LABELS = "labels"  # where modalities are listed by name: the targets of a regression task
 COMPLETE = "complete"  # where modalities are listed by name: all of them, of the visits that lack none
-RESERVED = {"all", "fusion", LABELS, COMPLETE}  # the pattern of whatever is present; the student's common block
+RESERVED = {"all", "fusion", "shared", LABELS, COMPLETE}  # the pattern of whatever is present; the student's common blocks
 EVERY_SUBSET = 5  # most modalities of which every subset is evaluated: 31 patterns; ten would have 1,023
 
 
@@ -134,7 +134,7 @@ class Task:
             raise ValueError("the volumes of a task have the same 'voxels' and 'spacing_mm'")
         for name in self.modalities:
             if not NAME.fullmatch(name) or name in RESERVED:
-                rule = "letters, digits, '_' and '-', a letter first, not 'all', 'complete', 'fusion' or 'labels'"
+                rule = "letters, digits, '_' and '-', a letter first, not 'all', 'complete', 'fusion', 'labels' or 'shared'"
                 raise ValueError(f"'{name}' is no name for a modality: {rule}")
         return self
 

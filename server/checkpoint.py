@@ -60,6 +60,7 @@ class PlainState:
         best: ``teach`` group or ``student`` -> lowest validation loss so far.
         traffic: Site -> phase -> [bytes sent to it, bytes received from it].
         weights: omega and w over time.
+        equal_weights: Whether the weights stay equal, because learned ones were not resolved better (``weights.guard``).
         curves: Losses over time.
         evaluation: Released metrics of the sites.
         withheld: Site -> cells that its disclosure rules withheld.
@@ -77,6 +78,7 @@ class PlainState:
     best: dict[str, float] = field(default_factory=dict)
     traffic: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     weights: list[dict[str, Any]] = field(default_factory=list)
+    equal_weights: bool = False
     curves: list[dict[str, Any]] = field(default_factory=list)
     evaluation: list[dict[str, Any]] = field(default_factory=list)
     withheld: dict[str, int] = field(default_factory=dict)

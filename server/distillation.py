@@ -16,8 +16,9 @@ from common.config import Config
 from common.data.cohort import Cohort
 from common.learning.lessons import Teaching, fit_calibration, teach_cohort, train_student, weights_gradient
 from common.learning.loop import Fit, derive_seed
+from common.learning.losses import task_loss
 from common.learning.modality_weights import Evidence, OmegaAdam
-from common.models.ensemble import Calibration, Ensembles, initial_calibration
+from common.models.ensemble import Calibration, Ensembles, consilium, initial_calibration
 from common.models.student import Student, build_student
 
 FOLDS = 5
@@ -34,12 +35,14 @@ class Distilled:
         calibration: Of the consilium.
         fit: Curves of its training.
         adam: State of Adam on omega.
+        equal_weights: Whether learned weights were dropped, because they were not resolved better than equal ones.
     """
 
     student: Student
     calibration: Calibration
     fit: Fit
     adam: dict[str, Tensor]
+    equal_weights: bool
 
 
 def new_student(config: Config, prior: Tensor) -> Student:
@@ -65,18 +68,27 @@ def distil(
         progress: Told (step, omega) after every step on omega.
     """
     student = new_student(config, prior)
-    calibration = initial_calibration(config.task, prior, scale=config.distill.scale)
+    start = calibration = initial_calibration(config.task, prior, scale=config.distill.scale)
     adam: dict[str, Tensor] = {}
-    teaching = teach_cohort(unseeing, reference, calibration)
+    teaching = teach_cohort(unseeing, reference, start)
     evidence = teaching.evidence(config.task.type) if teaching else None
     learned = config.weights.estimator != "uniform"
     if learned and config.weights.start == "evidence" and evidence is not None:
         student.omega.copy_(evidence.omega(per_output=config.weights.per_output))
     progress(0, student.omega)
     calibration = calibrated(config, reference, teaching, evidence, student.omega, calibration)
+    equal = False
     if learned and reference.labelled:
         adam = learn_weights(config, student, reference, unseeing, calibration, progress)
         calibration = calibrated(config, reference, teaching, evidence, student.omega, calibration)
+        even = torch.zeros_like(student.omega)
+        at_even = calibrated(config, reference, teaching, evidence, even, start)
+        if config.weights.guard and teaching is not None and config.task.type != "segmentation":
+            equal = not resolved_better(teaching, reference, (student.omega, calibration), (even, at_even))
+        if equal:
+            student.omega.copy_(even)
+            calibration, adam = at_even, {}
+            progress(config.weights.steps + 1, even)
     if config.distill.gamma:  # who does not learn from the consilium does not start from it either
         student.start_fusion_at(calibration.scale, calibration.bias)
     train, validation = training_part(config, reference), reference.part("validation")
@@ -90,7 +102,32 @@ def distil(
         seed=derive_seed(config.seed, "distill"),
         validation=validation if reference.labelled else None,
     )
-    return Distilled(student, calibration, fit, adam)
+    return Distilled(student, calibration, fit, adam, equal)
+
+
+def resolved_better(
+    teaching: Teaching, reference: Cohort, one: tuple[Tensor, Calibration], other: tuple[Tensor, Calibration]
+) -> bool:
+    """Returns whether one consilium is better than another on the reference patients by more than a standard error.
+
+    The one-standard-error rule (Breiman et al., 1984) on paired task losses of the patients with several modalities: of weights
+    that cannot be told apart, the simpler ones are taken.
+
+    Args:
+        teaching: What teachers say who never saw these patients.
+        reference: Labelled.
+        one: omega [C or 1, M] and the calibration that belongs to it.
+        other: The simpler one.
+    """
+    several = teaching.taught.sum(1) > 1
+    if int(several.sum()) < 2:
+        return False
+    losses = []
+    for omega, calibration in (one, other):
+        said = consilium(teaching.logits, teaching.taught, omega.softmax(1), calibration)
+        losses.append(task_loss(reference.task.type, said, reference.labels)[several])
+    gain = losses[1] - losses[0]
+    return bool(gain.mean() > gain.std() / len(gain) ** 0.5)
 
 
 def calibrated(

@@ -11,8 +11,9 @@ from common.config import Config
 from common.evaluation.predictions import STUDENT
 from common.evaluation.results import Results, Row, Weight
 from common.messages import code_hash
-from common.models.ensemble import build_teacher
+from common.models.ensemble import build_teacher, read_by
 from common.models.student import build_student, parameters_of
+from common.task import COMPLETE
 from server.checkpoint import RunState
 
 PACKAGES = ("flwr", "torch", "numpy", "pandas", "monai", "pydicom")
@@ -31,6 +32,7 @@ def summary(config: Config, state: RunState) -> Results:
     """
     bytes_per_site = {s: float(sum(sum(ways) for ways in phases.values())) for s, phases in state.traffic.items()}
     sizes = {f"teacher:{g}": parameters_of(build_teacher(g, config.task, config.model)) for g in state.teachers()}
+    sizes |= {f"teacher:{COMPLETE}": n for name, n in sizes.items() if read_by(name.removeprefix("teacher:")) == COMPLETE}
     sizes[STUDENT] = parameters_of(build_student(config.task, config.model, per_output=config.weights.per_output))
     rows = [
         Row(

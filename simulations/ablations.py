@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from common.errors import ConsiliumError, nearest
 
 MAIN = "student"
-NO_KD = ("distill.beta=0", "distill.gamma=0", "distill.delta=0", "distill.labels=1", "weights.start=uniform")
+NO_KD = (
+    "distill.beta=0", "distill.gamma=0", "distill.delta=0", "distill.epsilon=0", "distill.labels=1", "weights.start=uniform",
+)  # fmt: skip
 """Without teachers the labels must do all the work, at the sites too."""
 UNIFORM = ("weights=uniform",)
 METAKD = ("weights=metakd",)
@@ -60,6 +62,7 @@ STANDARD = (
     Ablation("student-ratio", "pairwise distillation", "ratio of the weights, as released", ("distill.pairwise=ratio",)),
     Ablation("student-uniform", "modality weights", "uniform", UNIFORM),
     Ablation("student-metakd", "modality weights", "by MetaKD's released estimator", METAKD),
+    Ablation("student-unguarded", "modality weights", "learned, kept in any case", ("weights.guard=false",)),
     Ablation("student-balance", "balance", "by distillation", ("balance=distillation",)),
     Ablation("student-dropout-batch", "modality dropout", "drawn per batch", ("distill.dropout_by=batch",)),
     Ablation("student-no-dropout", "modality dropout", "none", ("distill.dropout=0",)),
@@ -67,6 +70,18 @@ STANDARD = (
     Ablation("student-no-refine", "refine", "off", ("refine.rounds=0",)),
 )
 """What every benchmark with several modalities and a reference set can try."""
+
+NEEDS_REFERENCE = ("student-uniform", "student-metakd", "student-unguarded", "student-no-refine")
+NO_REFERENCE = tuple(a for a in STANDARD if a.name not in NEEDS_REFERENCE)
+"""What one without a reference set and without meta patients can try: its weights stay equal, and refine does all the work."""
+
+JOINT = Ablation("student-joint", "fusion", "joint", ("model.fusion=joint",))
+POOLED = (
+    Ablation("student-bottleneck", "fusion", "pooled bottleneck", ("model.fusion=bottleneck",)),
+    Ablation("student-complete", "teacher of complete visits", "one more, pooled bottleneck", ("model.complete=bottleneck",)),
+    Ablation("student-gradient-modulation", "gradient modulation", "on", ("balance=gradient-modulation",)),
+)
+"""The parts of the pooled-bottleneck method, each by itself, where the main setting is without them."""
 
 
 PLAIN_SERIES = Ablation(

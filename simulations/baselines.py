@@ -26,14 +26,15 @@ from common.data.patches import Edges, random_patches, windowed
 from common.data.standardise import Standardisation, pool
 from common.errors import ConsiliumError
 from common.evaluation.predictions import STUDENT, Speaker, student_speaker
-from common.learning.lessons import log_odds, train_student, train_teacher
+from common.learning.lessons import log_odds, parts_of, train_student, train_teacher
 from common.learning.loop import Fit, derive_seed, fit, span_of
 from common.learning.losses import task_loss
 from common.models.registry import architectures, build_encoder
 from common.models.student import Student, parameters_of
-from common.models.teacher import Teacher, start_at
+from common.models.teacher import Teacher
 from server.aggregation import weighted_mean
 from server.distillation import new_student
+from simulations.zero_filled import zero_filled
 
 PENALTIES = tuple(float(10.0**power) for power in np.arange(0, 5.5, 0.5))
 
@@ -121,6 +122,7 @@ def unimodal(consortium: Consortium) -> Trained:
     Where several modalities are present it says the mean of their logits.
     """
     config = consortium.config
+    refuse_volumes(config, "unimodal")
     task, model = config.task, config.model
     scaling, prior = common_ground(consortium.training.values())
     pooled = concatenate(c for _, c in sorted(consortium.training.items())).standardised(scaling)
@@ -148,9 +150,8 @@ def unimodal(consortium: Consortium) -> Trained:
     def logits(batch: Batch) -> Tensor:
         heads = []
         for at, (name, network) in enumerate(networks.items()):
-            held = batch.present[:, at].nonzero().squeeze(1)
-            said = network(batch.inputs[name][held])
-            heads.append(said.new_zeros(len(batch), said.shape[1]).index_copy(0, held, said))
+            held = batch.holders(at)
+            heads.append(batch.spread(network(batch.inputs[name][held]), held))
         return torch.stack(heads, 1).sum(1) / batch.present.sum(1, keepdim=True)
 
     size = sum(map(parameters_of, networks.values()))
@@ -160,9 +161,11 @@ def unimodal(consortium: Consortium) -> Trained:
 def local(consortium: Consortium) -> Trained:
     """Trains a student at every hospital by itself, scaled by its own patients.
 
-    A site's test patients are predicted by its own student; a site that only evaluates takes the student of a training
-    site, drawn by seed. What a student never saw in training it does not read.
+    A site's test patients are predicted by its own student; a site that only evaluates takes the student of a training site,
+    drawn by seed among those that trained on a modality which it holds (among all, if none did). What a student never saw in
+    training it does not read.
     """
+    seen: dict[str, Tensor] = {}
     speakers: dict[str, tuple[Speaker, Standardisation]] = {}
     curves: list[dict[str, object]] = []
     size = 0
@@ -172,13 +175,17 @@ def local(consortium: Consortium) -> Trained:
         student, scaling, curve = _alone(consortium.config, cohort, site)
         size = parameters_of(student)
         curves += curve
-        speakers[site] = _reading_only(student, cohort.part("train").present.any(0)), scaling
-    names = sorted(speakers)
+        seen[site] = cohort.part("train").present.any(0)
+        speakers[site] = _reading_only(student, seen[site]), scaling
 
     def speaker(site: str) -> tuple[Speaker, Standardisation]:
-        return speakers[site if site in speakers else names[derive_seed(consortium.config.seed, "local", site) % len(names)]]
+        if site in speakers:
+            return speakers[site]
+        held = consortium.testing[site].present.any(0)
+        names = sorted(n for n in speakers if bool((seen[n] & held).any())) or sorted(speakers)
+        return speakers[names[derive_seed(consortium.config.seed, "local", site) % len(names)]]
 
-    return Trained(speaker, size, dict.fromkeys(names, 0), curves)
+    return Trained(speaker, size, dict.fromkeys(sorted(speakers), 0), curves)
 
 
 def fedavg(consortium: Consortium) -> Trained:
@@ -193,7 +200,7 @@ def fedavg(consortium: Consortium) -> Trained:
     best, best_loss = module_arrays(network), np.inf
     curves: list[dict[str, object]] = []
     for number in range(config.refine.rounds + 1):
-        loss = _pooled_loss(network, [v for _, v in places.values()])
+        loss = _pooled_loss(network, [v for _, v in places.values()], config.model.patch)
         if loss is not None:
             curves.append({"phase": "fedavg", "round": number, "group": "network", "split": "validation", "loss": loss})
         if loss is None:
@@ -224,61 +231,6 @@ def fedavg(consortium: Consortium) -> Trained:
     sites = {s: moved for s in places if s != REFERENCE_FOLDER}
     speaker = Speaker(STUDENT, lambda batch: windowed(network, batch, config.model.patch))
     return Trained(lambda site: (speaker, scaling), parameters_of(network), sites, curves)
-
-
-class ZeroFilled(nn.Module):
-    """One multimodal network: the student's encoders on zeros where a modality is absent, concatenation, one head."""
-
-    def __init__(self, config: Config, prior: Tensor) -> None:
-        """Args: configuration, and log-odds of the outputs in training, [C]."""
-        super().__init__()
-        model, task = config.model, config.task
-        self.names = list(task.modalities)
-        self.encoders = nn.ModuleDict(
-            {n: build_encoder(m, model.student[m.kind], model.width, model.dropout) for n, m in task.modalities.items()}
-        )
-        width = model.width
-        last = nn.Linear(2 * width, len(task.outputs))
-        start_at(last, prior)
-        self.head = nn.Sequential(nn.Linear(len(self.names) * width, 2 * width), nn.GELU(), nn.Dropout(model.dropout), last)
-
-    def forward(self, batch: Batch) -> Tensor:
-        """Returns logits [B, C]."""
-        features = []
-        for at, name in enumerate(self.names):
-            x = batch.inputs[name]
-            held = batch.present[:, at].reshape(-1, *[1] * (x.ndim - 1))
-            features.append(self.encoders[name](torch.where(held, x, 0.0)))
-        logits: Tensor = self.head(torch.cat(features, 1))
-        return logits
-
-
-def zero_filled(config: Config, prior: Tensor) -> nn.Module:
-    """Returns a new network that reads zeros for absent modalities; it starts from the prior [C]."""
-    return ZeroFilledVolumes(config, prior) if config.task.type == "segmentation" else ZeroFilled(config, prior)
-
-
-class ZeroFilledVolumes(nn.Module):
-    """One network of volumes: the student's encoder with a channel per modality, zeros where one is absent, and a decoder."""
-
-    def __init__(self, config: Config, prior: Tensor) -> None:
-        """Args as for :class:`ZeroFilled`."""
-        super().__init__()
-        from common.models.encoders.volume import CompactVolume
-        from common.models.volume import Decoder  # here: MONAI takes seconds
-
-        model, task = config.model, config.task
-        self.names = list(task.modalities)
-        self.encoder = CompactVolume(task.modalities[self.names[0]], model.width, model.dropout, inputs=len(self.names))
-        self.decoder = Decoder(self.encoder.channels, len(task.outputs), model.dropout)
-        start_at(self.decoder, prior)
-
-    def forward(self, batch: Batch) -> Tensor:
-        """Returns logits [B, C, D, H, W]."""
-        held = batch.present[:, :, None, None, None].unbind(1)
-        channels = [torch.where(h[:, None], batch.inputs[n], 0.0) for h, n in zip(held, self.names, strict=True)]
-        logits: Tensor = self.decoder(self.encoder.maps(torch.cat(channels, 1)))
-        return logits
 
 
 def median(consortium: Consortium) -> Trained:
@@ -327,6 +279,16 @@ BASELINES: Mapping[str, Callable[[Consortium], Trained]] = {
 }
 
 
+def refuse_volumes(config: Config, method: str) -> None:
+    """Refuses a method that does not read volumes.
+
+    Raises:
+        ConsiliumError: If the task is a segmentation.
+    """
+    if config.task.type == "segmentation":
+        raise ConsiliumError(f"'{method}' reads no volumes: leave it out of a benchmark whose task is a segmentation.")
+
+
 def _pooled(consortium: Consortium) -> tuple[Cohort, Standardisation]:
     """Returns all training patients of a regression as at one place, model-ready, and how they were scaled."""
     if consortium.config.task.type != "regression":
@@ -345,9 +307,10 @@ def _loss(network: nn.Module, train: Cohort, patch: Edges | None) -> Callable[[T
 
 
 @torch.no_grad()
-def _pooled_loss(network: nn.Module, held_out: list[Cohort]) -> float | None:
+def _pooled_loss(network: nn.Module, held_out: list[Cohort], patch: Edges | None) -> float | None:
     network.eval()
-    losses = [task_loss(c.task.type, network(c.batch()), c.labels) for c in held_out if len(c)]
+    batches = [(c.task.type, batch) for c in held_out if len(c) for batch in parts_of(c, patch)]
+    losses = [task_loss(kind, network(batch), batch.labels) for kind, batch in batches]
     return float(torch.cat(losses).mean()) if losses else None
 
 
@@ -384,7 +347,7 @@ def _reading_only(student: Student, known: Tensor) -> Speaker:
 
     def logits(batch: Batch) -> Tensor:
         readable = batch.masked(known)
-        spoken = student(readable).prediction()
+        spoken = windowed(lambda part: student(part).prediction(), readable, student.patch)
         space = (1,) * (spoken.ndim - 2)
         return torch.where(readable.present.any(1).reshape(-1, 1, *space), spoken, student.prior.reshape(-1, *space))
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -94,15 +95,15 @@ def runs_root(out: Path | None = None) -> Path:
 
 
 def newest_finished(name: str, out: Path | None = None) -> Path:
-    """Returns the newest run directory of a benchmark that lacks no cell.
+    """Returns the newest run directory of a benchmark that lacks no cell; one that was cut short (debug) if there is no other.
 
     Raises:
         ConsiliumError: If there is none, or no such benchmark.
     """
     home = runs_root(out) / (name if name == CUSTOM else get(name).name)
-    for folder in _run_folders(home):
-        if _is_finished(folder):
-            return folder
+    finished = [folder for folder in _run_folders(home) if _is_finished(folder)]
+    if finished:
+        return next((f for f in finished if not (_plan_of(f) or {}).get("debug")), finished[0])
     raise ConsiliumError(f"There is no finished run of '{name}' under {home}. Start or resume one: consilium-bench run {name}")
 
 
@@ -145,7 +146,12 @@ def run(
     plan = make_plan(benchmark, ablate=ablate, seeds=seeds, only=only, debug=debug, runtime=runtime, variant=variant)
     with _open_run(plan, runs_root(out) / (f"{benchmark.name}-ablation" if ablate else benchmark.name)) as folder:
         work = Work(benchmark, folder, variant, runtime, debug, run_cell)
-        run_jobs(work, plan.jobs(), workers or (1 if runtime == "flwr" else os.cpu_count() or 1), console or Console())
+        try:
+            run_jobs(work, plan.jobs(), workers or (1 if runtime == "flwr" else os.cpu_count() or 1), console or Console())
+        except ConsiliumError:
+            if not (folder / "prepared").exists():  # nothing has begun, so that there is nothing to resume
+                shutil.rmtree(folder)
+            raise
         cells, missing = _collect(plan, work)
         results = _results(plan, work, cells, missing, _command(plan, only, ablate=ablate), ablate=ablate)
         if ablate:
@@ -270,6 +276,7 @@ def _results(plan: Plan, work: Work, cells: Sequence[Cell], missing: Mapping[str
             "code": plan.code,
             "missing": dict(missing),
             "command": command,
+            "units": dict(prepared[0].get("units", {})),
             "warnings": list(dict.fromkeys(w for said in prepared for w in said.get("warnings", ()))),
             "ablations": [_told(a, _prepared(plan, work, a.name)) for a in told],
         },

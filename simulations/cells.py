@@ -77,6 +77,7 @@ def run_cell(work: Work, job: Job) -> None:
     runs = _runs(work.benchmark)
     overrides = [
         f"seed={job.seed}",
+        *work.benchmark.protocols.get(work.variant or "", ()),
         *(SETTINGS if job.method == METAKD_FAITHFUL else ()),
         *work.benchmark.overrides.get(MAIN if work.benchmark.ablation(job.method) else job.method, ()),
         *(DEBUG if work.debug else ()),
@@ -158,7 +159,7 @@ def _begin_behind_teaching(work: Work, job: Job, config: Config) -> bool:
         state.arrays.pop(name, None)
     state.best.pop("student", None)
     state.curves = [c for c in state.curves if c["phase"] == "teaching"]
-    state.weights, state.evaluation, state.withheld = [], [], {}
+    state.weights, state.equal_weights, state.evaluation, state.withheld = [], False, [], {}
     state.traffic = {site: {"teach": phases["teach"]} for site, phases in state.traffic.items() if "teach" in phases}
     run_dir.mkdir()
     shutil.copy(source / "environment.json", run_dir)

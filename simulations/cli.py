@@ -17,9 +17,10 @@ from common import terminal
 from common.errors import ConsiliumError
 from common.evaluation.results import Comparison, Results, load_results
 from simulations import bench, report
+from simulations.ablations import MAIN
 from simulations.benchmarks.base import CUSTOM, Benchmark, benchmarks, get
 from simulations.custom import custom_benchmark
-from simulations.fetch import fetch
+from simulations.fetch import fetch, remote_data
 from simulations.findings import Finding, findings, is_ablation
 from simulations.split import split_command
 from simulations.tables import (
@@ -28,7 +29,8 @@ from simulations.tables import (
     count,
     difference,
     figure,
-    lone_teachers,
+    given,
+    is_member,
     main_metrics,
     method_lines,
     sites_apart,
@@ -46,15 +48,30 @@ def list_benchmarks(as_json: Annotated[bool, typer.Option("--json", help="As JSO
     """Lists the benchmarks."""
     if as_json:
         fields = ("name", "title", "experiment", "data", "data_version", "modalities", "methods", "folds", "seeds", "metrics")
-        listed = [{f: getattr(b, f) for f in fields} | {"variants": b.variants} for b in benchmarks().values()]
+        listed = [
+            {f: getattr(b, f) for f in fields} | {"variants": b.variants, "factors": _factors(b)} for b in benchmarks().values()
+        ]
         typer.echo(json.dumps(listed, indent=1))
         return
-    table = Table("name", "what", "data", "folds x seeds", "methods", "variants")
+    table = Table("name", "what", "data", "folds x seeds", "methods", "variants", "ablations")
     for b in benchmarks().values():
         data = b.data_version if b.data == "real" else f"GENERATED: {b.data_version}"
         variants = ", ".join(v for v in b.variants if v) or "-"
-        table.add_row(b.name, escape(b.title), escape(data), f"{b.folds} x {b.seeds}", ", ".join(b.methods), variants)
+        table.add_row(
+            b.name,
+            escape(b.title),
+            escape(data),
+            f"{b.folds} x {b.seeds}",
+            ", ".join(b.methods),
+            variants,
+            str(len(_factors(b)) or "-"),
+        )
     terminal.console().print(table)
+
+
+def _factors(benchmark: Benchmark) -> list[str]:
+    """Returns the factors that can be ablated."""
+    return list(dict.fromkeys(a.factor for a in benchmark.ablations))
 
 
 @app.command("run")
@@ -81,8 +98,12 @@ def run_benchmark(
 
 
 def _ended(outcome: bench.Outcome, console: Console) -> None:
-    """Shows what a run found; raises ConsiliumError if cells are missing."""
-    show(load_results(outcome.folder / "results.json"), outcome.folder, console)
+    """Shows what a run found, and where the student of one's own data lies; raises ConsiliumError if cells are missing."""
+    results = load_results(outcome.folder / "results.json")
+    show(results, outcome.folder, console)
+    students = sorted(outcome.folder.glob(f"cells/{MAIN}-[0-9]*/run/student.safetensors"))
+    if results.benchmark == CUSTOM and students:
+        console.print(f"Student: {students[0]} (how to use it: docs/your-own-data.md)", soft_wrap=True, highlight=False)
     if outcome.missing:
         raise ConsiliumError(
             f"{len(outcome.missing)} cell(s) failed and are missing above. cell.json and cell.log in their folders say why. "
@@ -99,6 +120,13 @@ def ablate_benchmark(
 ) -> None:
     """Changes one factor of the student at a time; resumes its newest unfinished run; ends with table and figure."""
     console = terminal.console()
+    if name == CUSTOM:
+        raise ConsiliumError(
+            "Your own data have no ablations. Run them with another setting: consilium-bench run custom --set KEY=VALUE"
+        )
+    if not get(name).ablations:
+        some = ", ".join(b.name for b in benchmarks().values() if b.ablations)
+        raise ConsiliumError(f"Benchmark '{name}' has no ablations. These have some: {some}")
     _ended(bench.run(name, ablate=True, seeds=seeds, only=only or (), debug=debug, console=console), console)
 
 
@@ -118,11 +146,15 @@ def report_results(
 def _wanted(name: str, task: Path | None, sites: Path | None, settings: Sequence[str]) -> str | Benchmark:
     """Returns what 'run' runs: a benchmark's name, or the user's own benchmark."""
     if name != CUSTOM:
+        get(name)
         if task or sites or settings:
             raise ConsiliumError(f"--task, --sites and --set are for your own data: consilium-bench run {CUSTOM}")
         return name
     if task is None or sites is None:
         raise ConsiliumError(f"'run {CUSTOM}' needs --task TASK.yaml and --sites DIR. See docs/your-own-data.md")
+    for setting in settings:
+        if "=" not in setting:
+            raise ConsiliumError(f"--set {setting}: say KEY=VALUE, like --set teach.rounds=10. Every key: common/config.py")
     return custom_benchmark(task, sites, settings)
 
 
@@ -131,10 +163,14 @@ app.command("split")(split_command)
 
 @app.command("fetch")
 def fetch_data(
-    name: Annotated[str, typer.Argument(help="Data set; a name that is none lists them.")],
+    name: Annotated[str | None, typer.Argument(help="Data set, or a benchmark that needs it; without, they are listed.")] = None,
     to: Annotated[Path | None, typer.Option(metavar="DIR", help="Where its folder is made; CONSILIUM_DATA by default.")] = None,
 ) -> None:
     """Gets an open data set from its official home and checks it."""
+    if name is None:
+        for data in remote_data().values():
+            typer.echo(f"{data.folder}: {data.title}. For {', '.join(data.benchmarks)}")
+        return
     fetch(name, to, typer.echo)
 
 
@@ -155,12 +191,13 @@ def show(results: Results, folder: Path, console: Console) -> None:
     """Prints what a run found: on which data, every method, and our student against the others."""
     _show_head(results, console)
     metrics = main_metrics(results)
+    columns = [*metrics, *({"r2"} & set(main_metrics(results, len(NAMES))))]
     if is_ablation(results):
         for metric in metrics:
             console.print(_ablation(findings(results, metric), metric))
     else:
         for site in (None, *sites_apart(results)):
-            console.print(_methods(results, metrics, site))
+            console.print(_methods(results, columns, site))
         if results.comparisons:
             console.print(_comparisons([c for c in results.comparisons if c.metric in metrics]))
     console.print(f"Results: {folder / 'results.json'}\nFigures: {folder / 'figures'}", soft_wrap=True, highlight=False)
@@ -195,9 +232,10 @@ def _methods(results: Results, metrics: list[str], site: str | None) -> Table:
     """Returns the table of methods on every test visit with what it has; unimodal teachers on the visits that they can read."""
     generated = ", GENERATED DATA" if results.data == "generated" else ""
     where = "" if site is None else f"{site} alone. "
-    table = Table(title=f"{where}Mean ± sd over seeds [95 % interval, patients resampled]", title_justify="left")
+    shown = "Mean ± sd over seeds" if len(results.seeds) > 1 else "One seed"
+    table = Table(title=f"{where}{shown} [95 % interval, patients resampled]", title_justify="left")
     table.add_column("method", overflow="fold", min_width=15)
-    table.add_column("pattern", overflow="fold")
+    table.add_column("given", overflow="fold")
     table.add_column("n", justify="right", no_wrap=True)
     for head in (*(NAMES.get(m, m) for m in metrics), "parameters", "per site"):
         table.add_column(head, justify="right", overflow="fold")
@@ -206,7 +244,7 @@ def _methods(results: Results, metrics: list[str], site: str | None) -> Table:
         first = line.first
         table.add_row(
             line.method,
-            line.pattern,
+            given(line.pattern),
             count(first.n),
             *(escape(figure(line.rows.get(m))) for m in metrics),
             count(first.parameters),
@@ -245,13 +283,12 @@ def _ablation(found: list[Finding], metric: str) -> Table:
 
 def _comparisons(comparisons: list[Comparison]) -> Table:
     table = Table(title="Paired differences on the same patients [95 % interval]", title_justify="left")
-    for head in ("method", "against", "pattern", "metric"):
+    for head in ("method", "against", "given", "metric"):
         table.add_column(head, overflow="fold")
     table.add_column("difference", justify="right", overflow="fold")
     table.add_column("verdict", overflow="fold")
-    lone = lone_teachers(c.b for c in comparisons)
-    for c in (c for c in comparisons if c.b not in lone):
-        table.add_row(c.a, c.b, c.pattern, NAMES.get(c.metric, c.metric), escape(difference(bounds_of(c))), verdict(c))
+    for c in (c for c in comparisons if not is_member(c.b)):
+        table.add_row(c.a, c.b, given(c.pattern), NAMES.get(c.metric, c.metric), escape(difference(bounds_of(c))), verdict(c))
     return table
 
 

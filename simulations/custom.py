@@ -25,9 +25,10 @@ from common.data.manifest import (
     hospital_folders,
     load_manifest,
     reference_folder,
+    stray_folders,
 )
 from common.data.quality import column_warnings, shared_patients
-from common.errors import ConsiliumError
+from common.errors import ConsiliumError, TooManyFaults, no_file
 from common.evaluation.metrics import REGION_METRICS
 from common.task import TaskType
 from simulations.baselines import Consortium, open_consortium
@@ -42,6 +43,9 @@ METRICS: Mapping[TaskType, tuple[str, ...]] = {
     "regression": ("mae", "rmse", "r2"),
     "segmentation": REGION_METRICS,
 }
+OF_NUMBERS: tuple[str, ...] = ("median",)
+"""Methods of a regression besides."""
+
 NO_TEST_PART = "split.test=0"
 
 
@@ -79,6 +83,7 @@ def custom_benchmark(task: Path, sites: Path, settings: Sequence[str] = ()) -> B
     generated = any(m.data == "generated" for m in manifests.values())
     reference = " and a reference set" if sites / REFERENCE_FOLDER in manifests else ""
     names = tuple(config.task.modalities)
+    methods = METHODS + (OF_NUMBERS if config.task.type == "regression" else ())
     return Benchmark(
         name=CUSTOM,
         title=f"{config.task.name}: {', '.join(config.task.outputs)} from {', '.join(names)}",
@@ -88,8 +93,8 @@ def custom_benchmark(task: Path, sites: Path, settings: Sequence[str] = ()) -> B
         task_type=config.task.type,
         modalities=names,
         prepare=Prepare(task, sites, config, checksum),
-        methods=tuple(m for m in METHODS if m != UNIFORM or config.weights.estimator != "uniform"),
-        overrides=dict.fromkeys(METHODS, overrides),
+        methods=tuple(m for m in methods if m != UNIFORM or config.weights.estimator != "uniform"),
+        overrides=dict.fromkeys(methods, overrides),
         metrics=METRICS.get(config.task.type, Benchmark.metrics),
         source=hashlib.sha256("\0".join((checksum, *overrides)).encode()).hexdigest(),
     )
@@ -121,11 +126,16 @@ class Prepare:
             raise ConsiliumError(f"{self.task} or files in {self.sites} have changed since the run began. Start it anew.")
         for place in _manifests(self.sites):
             _mirror(place, folder / place.name)
-        consortium = open_consortium(folder, replace(self.config, seed=split.seed))
+        try:
+            consortium = open_consortium(folder, replace(self.config, seed=split.seed))
+        except TooManyFaults as error:
+            listed = f"The faults are listed by: consilium-client check {self.sites} --task {self.task}"
+            raise TooManyFaults(f"{error} {listed}", error.findings) from None
         return {
             "n": _counts(consortium),
             "exclusions": _exclusions(consortium),
             "data_checksum": self.checksum,
+            "units": dict(self.config.task.units),
             "warnings": [*_untaught(consortium), *_silent(folder, consortium), *map(str, shared_patients(_manifests(folder)))],
         }
 
@@ -147,12 +157,18 @@ def _manifests(sites: Path) -> dict[Path, Manifest]:
     Raises:
         ConsiliumError: If there is none, one is refused, or two sites have one name.
     """
+    if not sites.is_dir():
+        raise ConsiliumError(no_file(sites))
     folders = [*hospital_folders(sites), *reference_folder(sites)]
     if not folders:
         raise ConsiliumError(
             f"{sites} holds no site: no folder in it has a {FILE_NAME}. Name the folder that holds one folder per site, or make "
             "sites of one table with: consilium-bench split"
         )
+    strays = stray_folders(sites)
+    if strays:
+        names = ", ".join(f"'{stray.name}'" for stray in strays)
+        raise ConsiliumError(f"Folder(s) {names} in {sites} have no {FILE_NAME}. Write a manifest, or move the folder away.")
     found = {folder: load_manifest(folder) for folder in folders}
     twice = [name for name, number in Counter(m.site for m in found.values()).items() if number > 1]
     if twice:

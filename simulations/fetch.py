@@ -18,6 +18,7 @@ import pooch
 
 import simulations.datasets
 from common.errors import ConsiliumError, nearest
+from simulations.benchmarks.base import benchmarks
 from simulations.datasets.remote import RemoteData, RemoteFile
 
 TIMEOUT_S = 60
@@ -38,7 +39,7 @@ def fetch(name: str, to: Path | None, say: Callable[[str], None]) -> Path:
     """Gets a data set by name.
 
     Args:
-        name: Of the data set.
+        name: Of the data set, or of a benchmark that needs it.
         to: Folder in which its folder is made; ``CONSILIUM_DATA`` by default.
         say: Told what happens.
 
@@ -49,12 +50,18 @@ def fetch(name: str, to: Path | None, say: Callable[[str], None]) -> Path:
         ConsiliumError: If the name is unknown, no folder is named, or as :func:`fetch_data`.
     """
     known = remote_data()
-    if name not in known:
-        raise ConsiliumError(f"There is no open data set '{name}'{nearest(name, known)}")
+    wanted = known.get(name) or next((data for data in known.values() if name in data.benchmarks), None)
+    if wanted is None and name in benchmarks():
+        raise ConsiliumError(
+            f"The data of '{name}' cannot be fetched. 'consilium-bench run {name}' says where to get what is missing."
+        )
+    if wanted is None:
+        names = [*known, *(b for data in known.values() for b in data.benchmarks)]
+        raise ConsiliumError(f"There is no open data set '{name}'{nearest(name, names)}")
     root = to or (Path(os.environ["CONSILIUM_DATA"]) if os.environ.get("CONSILIUM_DATA") else None)
     if root is None:
         raise ConsiliumError("Say where the data shall lie: --to DIR, or set CONSILIUM_DATA.")
-    return fetch_data(known[name], root.resolve(), say)
+    return fetch_data(wanted, root.resolve(), say)
 
 
 def fetch_data(data: RemoteData, root: Path, say: Callable[[str], None]) -> Path:

@@ -21,6 +21,7 @@ from matplotlib.ticker import MaxNLocator
 
 from common.evaluation.metrics import LOWER_IS_BETTER
 from common.evaluation.results import Results, Weight
+from simulations.benchmarks.base import CUSTOM
 from simulations.findings import Finding, findings
 from simulations.results import Cell
 from simulations.scores import OURS
@@ -44,6 +45,7 @@ DOTS_PER_INCH = 150
 LEAST_WIDTH = 6.5
 LETTERS_PER_INCH = 10
 MOST_PANELS = 20
+LEAST_SPAN = 0.2  # of the axis of a loss, as a share of its upper end
 
 
 def draw_figures(results: Results, cells: Sequence[Cell], folder: Path) -> list[Path]:
@@ -129,10 +131,12 @@ def _title(figure: Figure, results: Results, what: str) -> None:
     """Writes what the figure shows and on which data; generated data are marked in a colour of their own."""
     variant = next((f", variant {r.variant}" for r in results.rows if r.variant), "")
     across = int(figure.get_figwidth() * LETTERS_PER_INCH)
-    figure.suptitle(f"{results.benchmark}{variant}\n{textwrap.fill(what, across)}", fontweight="bold")
+    own = results.benchmark == CUSTOM
+    name = str(results.environment.get("title", CUSTOM)).partition(":")[0] if own else results.benchmark
+    figure.suptitle(f"{name}{variant}\n{textwrap.fill(what, across)}", fontweight="bold")
     generated = results.data == "generated"
     debug = ", DEBUG RUN: training cut short" if results.environment.get("debug") else ""
-    kind = "GENERATED DATA, no real patients" if generated else "Real data"
+    kind = "GENERATED DATA, no real patients" if generated else "Your data" if own else "Real data"
     figure.supxlabel(
         textwrap.fill(f"{kind}: {results.environment.get('data_version', '')}{debug}", int(1.2 * across)),
         fontsize=8,
@@ -142,7 +146,7 @@ def _title(figure: Figure, results: Results, what: str) -> None:
 
 
 def _heat_map(results: Results, rows: pd.DataFrame, metric: str) -> Figure:
-    """Draws method x pattern: the best of a pattern is bold, what cannot be told from the student marked, no answer hatched."""
+    """Draws method x pattern: what cannot be told from the student is marked, no answer hatched."""
     rows = rows[~rows["method"].str.contains("/")]
     table = rows.pivot(index="method", columns="pattern", values="mean")
     patterns = sorted(table.columns, key=lambda p: (p != "all", p.count("+"), p))
@@ -157,27 +161,32 @@ def _heat_map(results: Results, rows: pd.DataFrame, metric: str) -> Figure:
     colours = mpl.colormaps["cividis"].with_extremes(bad=(0, 0, 0, 0))
     axes.patch.set(facecolor="white", edgecolor="#cccccc", hatch="////", linewidth=0)  # the map has a grey of its own
     image = axes.imshow(np.ma.masked_invalid(table.to_numpy()), cmap=colours, aspect="auto")
-    ends, lower = (table.min(), table.max()), metric in LOWER_IS_BETTER
-    best, middle = ends[0 if lower else 1], np.nanmean([table.min(axis=None), table.max(axis=None)])
+    lower, middle = metric in LOWER_IS_BETTER, np.nanmean([table.min(axis=None), table.max(axis=None)])
     for (i, j), value in np.ndenumerate(table.to_numpy()):
         if not np.isnan(value):
-            weight = "bold" if value == best.iloc[j] and ends[0].iloc[j] < ends[1].iloc[j] else "normal"
             colour = "black" if value > middle else "white"
             mark = " ≈" if (str(table.index[i]), patterns[j]) in unresolved else ""
-            axes.text(j, i, f"{value:.3f}{mark}", ha="center", va="center", color=colour, fontweight=weight)
+            axes.text(j, i, f"{value:.3f}{mark}", ha="center", va="center", color=colour)
     labels = [("all\n(what each has)" if p == "all" else p.replace("+", "\n+ ")) + f"\nn = {n[p]:,}" for p in patterns]
     axes.set_xticks(range(len(patterns)), labels, fontsize=8)
     axes.set_yticks(range(len(table)), table.index)
-    signs = ["n: test visits", "bold: best of the column", "hatched: cannot answer"]
+    signs = ["n: test visits", "hatched: cannot answer"]
     if against:
         signs.append(f"≈: difference from {OURS} not resolved (tested under 'all' and for teachers of one modality)")
     legend = f"modalities given to the method; {'; '.join(signs)}"
     axes.set_xlabel(textwrap.fill(legend, int(width * LETTERS_PER_INCH)))
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    figure.colorbar(image, ax=axes, label=f"{NAMES.get(metric, metric)} ({'lower' if lower else 'higher'} is better)", shrink=0.9)
+    label = f"{NAMES.get(metric, metric)}{_unit(results, metric)} ({'lower' if lower else 'higher'} is better)"
+    figure.colorbar(image, ax=axes, label=label, shrink=0.9)
     _title(figure, results, f"{NAMES.get(metric, metric)} per method and modality pattern, mean over {_seeds(results)}")
     return figure
+
+
+def _unit(results: Results, metric: str) -> str:
+    """Returns the unit of an error of a regression, if all outputs share one."""
+    units = set(results.environment.get("units", {}).values())
+    return f" in {units.pop()}" if metric in ("mae", "rmse") and len(units) == 1 else ""
 
 
 def _learned(results: Results) -> pd.DataFrame:
@@ -242,7 +251,12 @@ def _curves(results: Results, method: str, curves: pd.DataFrame) -> Figure:
             line = part[part["split"] == split]
             counts = line.groupby("at")["cell"].transform("nunique")
             _band(axes, line[2 * counts >= line["cell"].nunique()], "at", "loss", k, label)
-        axes.set(title=f"{phase}: {group}", xlabel="epoch" if phase in BY_EPOCH else "round")
+        told = [split for split in LOSSES if (part["split"] == split).any()]
+        only = f"\n({told[0]} only)" if len(told) == 1 and curves["split"].nunique() > 1 else ""
+        low, high = axes.get_ylim()
+        spare = max(LEAST_SPAN * abs(high) - (high - low), 0) / 2
+        axes.set_ylim(low - spare, high + spare)  # what hardly moves is not to look as if it did
+        axes.set(title=f"{phase}: {group}{only}", xlabel="epoch" if phase in BY_EPOCH else "round")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_visible(False)
@@ -253,7 +267,9 @@ def _curves(results: Results, method: str, curves: pd.DataFrame) -> Figure:
         handles |= {str(line.get_label()): line for line in axes.get_lines()}
     figure.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False)
     means = f"mean over {n} cells (seeds x folds) while half of them train, band: ± 1 SD"
-    _title(figure, results, f"learning curves of {method}, {means if n > 1 else _count(n)}")
+    what = f"learning curves of {method}, {means if n > 1 else _count(n)}"
+    both = "; train and validation are different losses: compare each with itself" if curves["split"].nunique() > 1 else ""
+    _title(figure, results, what + both)
     return figure
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -88,8 +89,10 @@ def show(run_dir: Path) -> None:
     sizes = {r.method: r.parameters for r in results.rows if r.parameters}
     teachers = [n for m, n in sizes.items() if m != STUDENT]
     print(f"Parameters: student {sizes.get(STUDENT, 0):,}; its {len(teachers)} teachers {sum(teachers):,}")
+    first = {w.modality: w.value for w in reversed(results.weights)}
     last = {w.modality: w.value for w in results.weights}
-    print("Modality weights: " + ", ".join(f"{m} {v:.2f}" for m, v in last.items()))
+    moved = ", ".join(f"{m} {first[m]:.2f} -> {v:.2f}" for m, v in last.items())
+    print(f"Modality weights (what the teachers of each count in the consilium; they sum to 1), from start to end: {moved}")
 
 
 def _auroc(predictions: pd.DataFrame) -> str:
@@ -110,9 +113,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             show(said.run)
         else:
             demo(said.overrides)
+        sys.stdout.flush()
     except ConsiliumError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # whoever read along, like head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

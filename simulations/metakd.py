@@ -26,7 +26,7 @@ from common.learning.modality_weights import random_patterns
 from common.models.fusion import renormalised
 from common.models.registry import build_encoder
 from common.models.student import encode, parameters_of
-from simulations.baselines import Consortium, Trained, common_ground
+from simulations.baselines import Consortium, Trained, common_ground, refuse_volumes
 
 SETTINGS = ("distill.epochs=60",)
 FIRST_STAGE = 80 / 115  # of the iterations
@@ -78,6 +78,7 @@ class MetaKD(nn.Module):
 def metakd_faithful(consortium: Consortium) -> Trained:
     """Trains it on the patients of all training sites and of the reference set together."""
     config = consortium.config
+    refuse_volumes(config, "metakd-faithful")
     scaling, _ = common_ground(consortium.training.values())
     pooled = concatenate(c for _, c in sorted(consortium.training.items())).standardised(scaling)
     seed = derive_seed(config.seed, "metakd")

@@ -70,7 +70,7 @@ def build_results(
     return Results(
         schema_version=1,
         benchmark=benchmark.name,
-        data=benchmark.data,
+        data=_data(benchmark, prepared),
         data_checksum=_checksum(prepared),
         n=_counts(prepared[: len(folds)]),
         exclusions=dict(prepared[0]["exclusions"]),
@@ -80,8 +80,19 @@ def build_results(
         weights=[
             Weight.model_validate({**w, "method": c.method, "seed": c.seed, "fold": c.fold}) for c in cells for w in c.weights
         ],
-        environment={**environment(), "data_version": benchmark.data_version, **run},
+        environment={**environment(), "data_version": prepared[0].get("data_version", benchmark.data_version), **run},
     )
+
+
+def _data(benchmark: Benchmark, prepared: Sequence[Mapping[str, Any]]) -> Any:
+    """Returns whether the patients are real: as ``prepare`` said, else as the benchmark says."""
+    kinds = {said.get("data", benchmark.data) for said in prepared}
+    if len(kinds) > 1:
+        raise ConsiliumError(
+            f"Some splits of '{benchmark.name}' hold real patients and others generated ones: CONSILIUM_DATA changed while it "
+            "ran. Remove the run directory, and run again."
+        )
+    return kinds.pop()
 
 
 class _Builder:

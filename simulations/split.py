@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -19,9 +21,9 @@ from rich.table import Table
 
 from common import terminal
 from common.config import TASK_FILE, load_config
-from common.data.ingest.frames import IngestError, read_frame, texts
-from common.data.manifest import FILE_NAME, REFERENCE_FOLDER, SAME
-from common.errors import ConsiliumError, nearest
+from common.data.ingest.frames import IngestError, numbers, read_frame, separated, texts
+from common.data.manifest import FILE_NAME, REFERENCE_FOLDER, SAME, Limits
+from common.errors import ConsiliumError, nearest, no_file
 from common.task import Task
 from simulations.benchmarks.base import CUSTOM
 from simulations.new_task import Names, infer_task, parse
@@ -29,6 +31,8 @@ from simulations.new_task import Names, infer_task, parse
 PATIENTS = "patients.csv"
 ROW = "row"
 TEST_SITE = "test"
+MOST_WHOLE = 2**53
+FEWEST = Limits().min_count
 NAME, OWN = "patient's name", "own site"
 
 
@@ -62,7 +66,9 @@ class Wish:
     seed: int = 0
 
 
-def split_table(table: Path, task_file: Path, out: Path, wish: Wish) -> pd.DataFrame:
+def split_table(
+    table: Path, task_file: Path, out: Path, wish: Wish, say: Callable[[str], None] = lambda said: None
+) -> pd.DataFrame:
     """Writes the sites, and the task file if it does not exist.
 
     Args:
@@ -71,6 +77,7 @@ def split_table(table: Path, task_file: Path, out: Path, wish: Wish) -> pd.DataF
         task_file: Of the task; if it exists, its features are the columns of these names.
         out: New folder.
         wish: How the table is dealt.
+        say: Told what is not called as the user wrote it.
 
     Returns:
         One row per site: ``site``, ``role``, ``visits``, ``patients`` and the visits with each modality.
@@ -97,8 +104,11 @@ def split_table(table: Path, task_file: Path, out: Path, wish: Wish) -> pd.DataF
     try:
         task = load_config(CUSTOM, [f"{TASK_FILE}{task_file.resolve()}"]).task
         labels = _labels(task, wish.labels, frame)
+        for output, column in labels.items():
+            if column != output and task.type != "multiclass":
+                say(f"Column '{column}' is taken for output '{output}' of task '{task.name}'.")
         frame = frame[frame[list(labels.values())].notna().all(axis=1)].reset_index(drop=True)
-        return _write(frame, task, labels, out, wish)
+        return _write(frame, task, labels, out, wish, say)
     except BaseException:
         if new:
             task_file.unlink()
@@ -106,13 +116,15 @@ def split_table(table: Path, task_file: Path, out: Path, wish: Wish) -> pd.DataF
 
 
 def _read(table: Path, needed: Names) -> pd.DataFrame:
+    if not table.is_file():
+        raise ConsiliumError(no_file(table))
     try:
         frame = read_frame(table)
     except IngestError as error:
         raise ConsiliumError(f"{table}: {error}. Write CSV (UTF-8, commas) or Parquet.") from None
     for column in needed:
         if column not in frame:
-            raise ConsiliumError(f"{table} has no column '{column}'{nearest(column, map(str, frame))}")
+            raise ConsiliumError(f"{table} has no column '{column}'{separated(frame) or nearest(column, map(str, frame))}")
     return frame.rename(columns=str)
 
 
@@ -127,16 +139,39 @@ def _labels(task: Task, named: Names, frame: pd.DataFrame) -> dict[str, str]:
     for column in columns:
         if column not in frame:
             raise ConsiliumError(f"The table has no label column '{column}'{nearest(column, map(str, frame))}")
+        _check_labels(task, column, frame)
     return dict(zip(task.label_columns, columns, strict=True))
 
 
-def _write(frame: pd.DataFrame, task: Task, labels: Mapping[str, str], out: Path, wish: Wish) -> pd.DataFrame:
+def _check_labels(task: Task, column: str, frame: pd.DataFrame) -> None:
+    """Raises ConsiliumError if a label is none of the task's."""
+    if task.type == "multiclass":
+        wanted, valid = f"one of the classes {', '.join(task.outputs)}", texts(frame[column]).isin(task.outputs).to_numpy()
+    else:
+        values, bad = numbers(frame, column)
+        wanted, valid = "a number", ~bad
+        if task.type != "regression":
+            wanted, valid = "0 or 1", np.isin(values, (0, 1))
+    wrong = np.flatnonzero(frame[column].notna().to_numpy() & ~valid)
+    if len(wrong):
+        raise ConsiliumError(
+            f"Task '{task.name}' is of type {task.type}: column '{column}' must hold {wanted}, and does not in {len(wrong)} "
+            f"row(s), first row {wrong[0] + 2}. Name another column or another task, or correct the cells."
+        )
+
+
+def _write(
+    frame: pd.DataFrame, task: Task, labels: Mapping[str, str], out: Path, wish: Wish, say: Callable[[str], None]
+) -> pd.DataFrame:
     """Deals the rows and writes the sites; they appear complete or not at all."""
     columns = _columns(frame, task)
     if frame.empty:
         raise ConsiliumError(f"No row has a label in {', '.join(labels.values())}.")
-    place = _places(frame, wish, list(labels.values()))
-    held = _held(frame, wish, columns, place)
+    plain = _plain_names(frame, wish.by) if wish.by else {}
+    for name in (name for name in plain if plain[name] != name):
+        say(f"Site '{name}' is written '{plain[name]}'.")
+    place = _places(frame, wish, list(labels.values()), plain)
+    held = _held(frame, wish, columns, place, plain)
     blanked = {c: frame[c].astype(object) if frame[c].dtype == bool else frame[c] for names in columns.values() for c in names}
     frame = frame.assign(**blanked)  # a column of True and False has no empty cell
     for at, names in enumerate(columns.values()):
@@ -147,6 +182,7 @@ def _write(frame: pd.DataFrame, task: Task, labels: Mapping[str, str], out: Path
     frame = pd.concat([frame, pd.Series(np.arange(len(frame)), name=row)], axis=1)
     patient = wish.patient or row
     kept = list(dict.fromkeys([patient, row, *labels.values(), *(c for names in columns.values() for c in names)]))
+    frame = frame.assign(**{c: _whole(frame[c]) for c in kept})
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     told = []
@@ -170,6 +206,13 @@ def _write(frame: pd.DataFrame, task: Task, labels: Mapping[str, str], out: Path
     return pd.DataFrame(told)
 
 
+def _whole(column: pd.Series) -> pd.Series:
+    """Returns a column of whole numbers as such; where a cell is empty, it was read as floats, and 3 would be written 3.0."""
+    if column.dtype.kind != "f" or not (column.isna() | ((column % 1 == 0) & (column.abs() < MOST_WHOLE))).all():
+        return column
+    return column.astype("Int64")
+
+
 def _columns(frame: pd.DataFrame, task: Task) -> dict[str, list[str]]:
     """Returns modality -> its columns: the task's features by their names."""
     for name, modality in task.modalities.items():
@@ -184,14 +227,16 @@ def _columns(frame: pd.DataFrame, task: Task) -> dict[str, list[str]]:
     return {name: list(modality.features) for name, modality in task.modalities.items()}
 
 
-def _places(frame: pd.DataFrame, wish: Wish, labels: Names) -> NDArray[np.str_]:
+def _places(frame: pd.DataFrame, wish: Wish, labels: Names, plain: Mapping[str, str]) -> NDArray[np.str_]:
     """Returns the site of every row: whole patients are dealt in the order of their outcome, so that sites are alike in it."""
     patient = texts(frame[wish.patient]) if wish.patient else pd.Series(np.arange(len(frame)).astype(str))
     if patient.isna().any():
         raise ConsiliumError(
             f"Column '{wish.patient}' does not name the patient in {int(patient.isna().sum())} row(s). Fill it in."
         )
-    people = frame[labels].assign(**{NAME: patient.to_numpy(), OWN: _named_sites(frame, wish.by) if wish.by else ""})
+    people = frame[labels].assign(
+        **{NAME: patient.to_numpy(), OWN: texts(frame[wish.by]).map(plain).to_numpy() if wish.by else ""}
+    )
     rng = np.random.default_rng(wish.seed)
     order = people.groupby(NAME, sort=True).first().sample(frac=1, random_state=rng).sort_values(list(labels), kind="stable")
     site = order[OWN].to_numpy(dtype=object)
@@ -202,6 +247,11 @@ def _places(frame: pd.DataFrame, wish: Wish, labels: Names) -> NDArray[np.str_]:
     site[others[drawn]] = REFERENCE_FOLDER
     rest = others[~drawn]
     if wish.sites is not None:
+        if len(rest) < FEWEST * wish.sites:
+            raise ConsiliumError(
+                f"--sites {wish.sites}: {len(rest)} patients are left for them, fewer than {FEWEST} each. A hospital tells no "
+                f"count below that (limits.min_count), so it could teach nobody. Ask for at most {max(len(rest) // FEWEST, 1)}."
+            )
         width = len(str(wish.sites))
         site[rest] = [f"site-{i % wish.sites + 1:0{width}d}" for i in range(len(rest))]
     return pd.Series(site, index=order.index)[patient].to_numpy().astype(str)
@@ -212,26 +262,30 @@ def _every(share: float, number: int, rng: np.random.Generator) -> NDArray[np.bo
     return np.asarray(np.diff(np.floor(np.arange(number + 1) * share + rng.random())) > 0)
 
 
-def _named_sites(frame: pd.DataFrame, column: str) -> NDArray[np.str_]:
-    """Returns the site that a column names in every row, as a plain name."""
+def _plain_names(frame: pd.DataFrame, column: str) -> dict[str, str]:
+    """Returns what a column names the sites -> their names as folders, in plain letters."""
     names = texts(frame[column])
     if names.isna().any():
         raise ConsiliumError(f"Column '{column}' does not name the site in {int(names.isna().sum())} row(s). Fill it in.")
-    plain = (
-        names.str.replace(r"[^A-Za-z0-9._-]+", "-", regex=True).str.replace(r"^(?=[^A-Za-z0-9]|$)", "site", regex=True).str[:63]
-    )
-    clash = [n for n in (TEST_SITE, REFERENCE_FOLDER) if n in set(plain)]
-    if clash or plain.nunique() < names.nunique():
+    plain = {}
+    for name in sorted(names.unique()):
+        letters = "".join(c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c))
+        plain[name] = re.sub(r"^(?=[^A-Za-z0-9]|$)", "site", re.sub(r"[^A-Za-z0-9._-]+", "-", letters))[:63]
+    clash = [n for n in (TEST_SITE, REFERENCE_FOLDER) if n in plain.values()]
+    if clash or len(set(plain.values())) < len(plain):
         why = f"'{clash[0]}' has a meaning of its own" if clash else "two become the same as names of folders"
         raise ConsiliumError(f"The sites that column '{column}' names cannot be told apart: {why}. Rename them.")
-    return plain.to_numpy().astype(str)
+    return plain
 
 
-def _held(frame: pd.DataFrame, wish: Wish, columns: Mapping[str, list[str]], place: NDArray[np.str_]) -> NDArray[np.bool_]:
+def _held(
+    frame: pd.DataFrame, wish: Wish, columns: Mapping[str, list[str]], place: NDArray[np.str_], plain: Mapping[str, str]
+) -> NDArray[np.bool_]:
     """Returns which modalities every row keeps, [N, M]."""
     held = np.stack([frame[names].notna().any(axis=1).to_numpy() for names in columns.values()], axis=1)
     for spec in wish.hold:
-        site, kept = parse(spec, "--hold", "SITE=MODALITY,MODALITY")
+        named, kept = parse(spec, "--hold", "SITE=MODALITY,MODALITY")
+        site = plain.get(named, named)
         if site not in place:
             raise ConsiliumError(f"--hold: there is no site '{site}'{nearest(site, set(place))}")
         for modality in kept:
@@ -267,7 +321,7 @@ def split_command(
 ) -> None:
     """Makes sites of one big table, and a task file if there is none: docs/your-own-data.md."""
     wish = Wish(sites, by, label or (), modality or (), patient, reference, test, hold or (), missing, seed)
-    told = split_table(table, task, out, wish)
+    told = split_table(table, task, out, wish, typer.echo)
     shown = Table(*told.columns)
     for line in told.itertuples(index=False):
         shown.add_row(*(escape(str(cell)) for cell in line))

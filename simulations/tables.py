@@ -69,9 +69,19 @@ def method_lines(results: Results, site: str | None = None) -> list[Line]:
 
 def lone_teachers(methods: Iterable[str]) -> set[str]:
     """Returns the teachers that are all of their modality's ensemble: a line of their own would only repeat it."""
-    teachers = sorted({m for m in methods if m.startswith(TEACHER) and "/" in m})
+    teachers = sorted({m for m in methods if is_member(m)})
     number = Counter(m.split("/")[0] for m in teachers)
     return {m for m in teachers if number[m.split("/")[0]] == 1}
+
+
+def is_member(method: str) -> bool:
+    """Returns whether a method is a single teacher of a modality's ensemble."""
+    return method.startswith(TEACHER) and "/" in method
+
+
+def given(pattern: str) -> str:
+    """Returns the modalities that a method was given, in words."""
+    return "what each has" if pattern == ALL else pattern
 
 
 def bounds_of(comparison: Comparison) -> Interval:

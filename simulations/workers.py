@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import time
 import traceback
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ UNMASKED = ("central-full",)
 RUN_FOLDER = "run"
 LOOK_SECONDS = 1.0
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-DIED = "its process died, most often for want of memory; close other programs and run again: it resumes"
+KILLED = "its process was killed, most often for want of memory; close other programs and run again: it resumes"
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,7 @@ class _Schedule:
             self.left.setdefault(work.split(job), []).append(job)
         self.waiting, self.ready = deque(self.left), deque[Job]()
         self.running: dict[Future[Any], Job | Split] = {}
+        self.processes: set[BaseProcess] = set()
 
     def run(self) -> None:
         """Runs everything to its end, or to the first split that cannot be prepared."""
@@ -183,12 +186,15 @@ class _Schedule:
                     self._submit(pool)
                 done, _ = wait(self.running, LOOK_SECONDS, FIRST_COMPLETED)
                 self.progress.look()
-                if any(isinstance(future.exception(), BrokenProcessPool) for future in done):
+                broken = any(isinstance(future.exception(), BrokenProcessPool) for future in done)
+                if broken:
                     done, _ = wait(self.running)
                     pool.shutdown()
                     pool = self._pool()
                 for future in done:
                     self._ended(self.running.pop(future), future)
+                if broken:
+                    self.processes.clear()  # the next death has causes of its own
         except BaseException:
             for process in multiprocessing.active_children():
                 process.terminate()
@@ -207,17 +213,29 @@ class _Schedule:
         else:
             split = self.waiting.popleft()
             self.running[pool.submit(self.work.prepare, split)] = split
+        self.processes.update(multiprocessing.active_children())
+
+    def _death(self, error: BaseException) -> str:
+        """Returns what is known of why a process is gone; the others were ended with it, by SIGTERM."""
+        codes = {code for process in self.processes if (code := process.exitcode)} - {-signal.SIGTERM}
+        if -signal.SIGKILL in codes:
+            return KILLED
+        if codes:
+            return f"its process died (exit code {', '.join(map(str, sorted(codes)))}); run again: it resumes"
+        return f"its process died: {error.__cause__ or error}"
 
     def _ended(self, what: Job | Split, future: Future[Any]) -> None:
-        lost = isinstance(future.exception(), BrokenProcessPool)
+        error = future.exception()
+        lost = isinstance(error, BrokenProcessPool)
+        death = self._death(error) if isinstance(error, BrokenProcessPool) else ""
         if isinstance(what, Split):
             if lost:
-                raise ConsiliumError(f"Preparing the sites of seed {what.seed}, fold {what.fold}: {DIED}.")
+                raise ConsiliumError(f"Preparing the sites of seed {what.seed}, fold {what.fold}: {death}.")
             future.result()
             self.ready.extend(self.left[what])
             return
         if lost:
-            self.work.record_failure(what, DIED)
+            self.work.record_failure(what, death)
         self.progress.ended(what, self.work.fault(what), None if lost else future.result())
         split = self.work.split(what)
         self.left[split].remove(what)

@@ -38,7 +38,7 @@ class Batch:
     Attributes:
         inputs: Modality -> [B, ...] (``common.data.standardise``); rows of absent modalities are meaningless.
         present: bool [B, M], modalities in the task's order.
-        labels: float32 [B, C] (standardised for regression), or int64 [B] for multi-class.
+        labels: float32 [B, C] (standardised for regression), int64 [B] for multi-class, or regions uint8 [B, C, D, H, W].
     """
 
     inputs: dict[str, Tensor]
@@ -52,6 +52,14 @@ class Batch:
     def taken(self, index: Tensor) -> Batch:
         """Returns the patients at indices, in that order."""
         return Batch({m: x[index] for m, x in self.inputs.items()}, self.present[index], self.labels[index])
+
+    def holders(self, at: int) -> Tensor:
+        """Returns the indices of the patients who hold a modality, which is named by its place in the task's order."""
+        return self.present[:, at].nonzero().squeeze(1)
+
+    def spread(self, rows: Tensor, index: Tensor) -> Tensor:
+        """Returns what was made of the patients at indices, [n, ...], as rows of the whole batch, [B, ...]; the others are 0."""
+        return rows.new_zeros(len(self), *rows.shape[1:]).index_copy(0, index, rows)
 
     def masked(self, present: Tensor) -> Batch:
         """Returns the batch with fewer modalities present."""

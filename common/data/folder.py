@@ -16,12 +16,14 @@ from torch import Tensor
 from common.config import SplitConfig
 from common.data.cohort import SPLITS, Cohort, Finding
 from common.data.ingest import Frames, IngestError, reader
-from common.data.ingest.frames import inside, numbers, read_frame, texts
-from common.data.ingest.volume import OUTSIDE, read_mask
+from common.data.ingest.frames import inside, numbers, read_frame, separated, texts
+from common.data.ingest.volume import place_of, read_mask
 from common.data.manifest import Manifest, Source, check_against_task, spelled_out
 from common.data.standardise import table_columns
 from common.errors import ConsiliumError, TooManyFaults
 from common.task import MASK, Modality, Task
+
+SAME_PLACE_MM = 1e-2
 
 
 def open_cohort(folder: Path, manifest: Manifest, task: Task, split: SplitConfig, seed: int) -> Cohort:
@@ -59,8 +61,7 @@ def open_cohort(folder: Path, manifest: Manifest, task: Task, split: SplitConfig
     if len(bad) > manifest.limits.bad_rows * len(table):
         raise TooManyFaults(
             f"Site '{manifest.site}' refuses: {len(bad)} of {len(table)} patient rows have a fault, more than limits.bad_rows = "
-            f"{manifest.limits.bad_rows:g}. See the faults with 'consilium-client check' or in .consilium/findings.csv; mend the "
-            "files, or raise the limit in the manifest.",
+            f"{manifest.limits.bad_rows:g}. Mend the files, or raise the limit in the manifest.",
             tuple(findings),
         )
     present = np.stack([[row in values[m] for m in task.modalities] for row in range(len(table))])
@@ -91,12 +92,18 @@ def _patient_table(folder: Path, manifest: Manifest) -> pd.DataFrame:
         needed += [source.column] if source.column else [v.column for v in source.variables.values()]
     absent = [c for c in needed if c not in table]
     if absent:
-        separated = " It is separated by semicolons: write it with commas." if any(";" in str(c) for c in table) else ""
-        raise ConsiliumError(f"{where} lacks column(s) {', '.join(absent)}.{separated or ' Correct the manifest.'}")
+        raise ConsiliumError(f"{where} lacks column(s) {', '.join(absent)}{separated(table) or '. Correct the manifest.'}")
     if table.empty:
         raise ConsiliumError(f"{where} has no rows. Write one per visit.")
-    if texts(table[manifest.visit]).dropna().duplicated().any():
-        raise ConsiliumError(f"{where} names a visit twice in column '{manifest.visit}'. Write one row per visit.")
+    visits = texts(table[manifest.visit]).dropna()
+    twice = visits[visits.duplicated(keep=False)]
+    if len(twice):
+        rows = [str(row + 2) for row in twice.index[twice == twice.iloc[0]]]
+        others = f", and {twice.nunique() - 1} other visit(s)" if twice.nunique() > 1 else ""
+        raise ConsiliumError(
+            f"{where} names a visit twice in column '{manifest.visit}' (rows {', '.join(rows[:5])}{others}). "
+            "Write one row per visit."
+        )
     return table
 
 
@@ -140,30 +147,39 @@ def _masks(
     values: dict[str, dict[int, NDArray[np.generic]]],
     findings: list[Finding],
 ) -> NDArray[np.uint8]:
-    """Returns regions [N, C, D, H, W]; a row whose mask is absent, invalid or not on its scans' grid gets a finding."""
+    """Returns regions [N, C, D, H, W]; a row whose mask is absent, invalid or not where its scans lie gets a finding."""
     modality = next(iter(task.modalities.values()))
     regions = np.zeros((len(table), len(task.outputs), *modality.voxels), dtype=np.uint8)
     known = {value for region in task.regions.values() for value in region}
     cells = table[manifest.labels[MASK]] if manifest.labels else pd.Series([None] * len(table))
     for row, cell in enumerate(cells):
-        scans = {m: np.isnan(np.asarray(held[row], dtype=np.float32)[0]) for m, held in values.items() if row in held}
-        if any(not np.array_equal(outside, next(iter(scans.values()))) for outside in scans.values()):
-            problem = f"the scans {', '.join(scans)} of this row differ in size; register them to one grid"
-            findings.append(Finding(manifest.patients, row + 2, manifest.visit, problem))
-        if not manifest.labels:
-            continue
+        scans = {m: str(table[manifest.modalities[m].column][row]) for m, held in values.items() if row in held}
+        at = manifest.visit
         try:
+            places = {name: place_of(inside(folder, file)) for name, file in scans.items()}
+            if not all(_same_place(place, next(iter(places.values()))) for place in places.values()):
+                raise IngestError(f"the scans {', '.join(places)} of this row differ in size or place; register them to one grid")
+            if not manifest.labels:
+                continue
+            at = manifest.labels[MASK]
             if pd.isna(cell) or not str(cell).strip():
                 raise IngestError("the mask is absent; name its file, or leave the row out")
-            mask = read_mask(inside(folder, str(cell)), modality, known)
-            if scans and not np.array_equal(mask == OUTSIDE, next(iter(scans.values()))):
-                raise IngestError("the mask differs in size from the scans of its row; export it on their grid")
+            file = inside(folder, str(cell))
+            mask = read_mask(file, modality, known)
+            if places and not _same_place(place_of(file), next(iter(places.values()))):
+                raise IngestError(
+                    "the mask lies elsewhere than the scans of its row, or differs in size; export it on their grid"
+                )
         except IngestError as error:
-            findings.append(Finding(manifest.patients, row + 2, manifest.labels[MASK], str(error)))
+            findings.append(Finding(manifest.patients, row + 2, at, str(error)))
             continue
-        for at, output in enumerate(task.outputs):
-            regions[row, at] = np.isin(mask, task.regions[output])
+        for c, output in enumerate(task.outputs):
+            regions[row, c] = np.isin(mask, task.regions[output])
     return regions
+
+
+def _same_place(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
+    return np.allclose(one, other, atol=SAME_PLACE_MM)
 
 
 def _read(
@@ -182,10 +198,10 @@ def _read(
     for row, (cell, visit) in enumerate(zip(cells, visits, strict=True)):
         if pd.isna(cell) or not str(cell).strip():
             continue
-        at = source.column or "variables"
         try:
             value = read(str(cell), str(visit))
         except IngestError as error:
+            at = source.column or error.column or manifest.visit
             findings.append(Finding(manifest.patients, row + 2, at, str(error)))
         else:
             if value is not None:

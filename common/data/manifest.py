@@ -9,11 +9,13 @@ A folder of patients holds ``manifest.yaml`` and a patient table (CSV or Parquet
     visit: visit_id                # column that names the visit
     labels: {death: died}          # output of the task: column (0/1); {class: column} for a multiclass task
     # label_units: {los: d}        # regression: unit of a label's column
+    # labels: {mask: seg}          # segmentation: column of paths to masks, NIfTI on the scans' grid
     modalities:
       cxr:       {kind: image, column: cxr}                          # the cell holds a path: DICOM or PNG
       labs:      {kind: series, column: labs, key: visit_id, time: hour,
                   variables: {creatinine: {column: crea, unit: mg/dL}}}
       cough:     {kind: audio, column: cough}                        # a path: WAV or FLAC
+      flair:     {kind: volume, column: flair}                       # a path: NIfTI (.nii, .nii.gz); segmentation tasks only
       notes:     {kind: text, column: note}                          # a path; `inline: true`: the text itself
       admission: {kind: table, column: admission, key: visit_id,     # a path; without `column`: the patient table
                   variables: {age: {column: age, unit: a}, sex: {column: sex, codes: {M: male, F: female}}}}
@@ -33,7 +35,7 @@ import yaml
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from common.errors import ConsiliumError, keys_at, nearest
+from common.errors import BARE_YES, ConsiliumError, is_bare_yes, keys_at, nearest
 from common.task import STRICT, Kind, Modality, Task
 
 FILE_NAME = "manifest.yaml"
@@ -153,6 +155,11 @@ def reference_folder(sites: Path) -> list[Path]:
     return [sites / REFERENCE_FOLDER] if (sites / REFERENCE_FOLDER / FILE_NAME).is_file() else []
 
 
+def stray_folders(sites: Path) -> list[Path]:
+    """Returns the folders of a sites folder that have no manifest, hidden ones aside: perhaps a hospital that was forgotten."""
+    return sorted(p for p in sites.iterdir() if p.is_dir() and p.name[0] != "." and not (p / FILE_NAME).is_file())
+
+
 def load_manifest(path: Path, name: str | None = None) -> Manifest:
     """Reads and checks a manifest.
 
@@ -172,11 +179,13 @@ def load_manifest(path: Path, name: str | None = None) -> Manifest:
     try:
         raw = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConsiliumError(f"{name} is not valid YAML ({type(error).__name__}). Check its indentation and quotes.") from None
+        mark = getattr(error, "problem_mark", None)
+        at = f", line {mark.line + 1}, column {mark.column + 1}" if mark else f" ({type(error).__name__})"
+        raise ConsiliumError(f"{name} is not valid YAML{at}. Check its indentation and quotes.") from None
     try:
         return TypeAdapter(Manifest).validate_python(raw)
     except ValidationError as error:
-        faults = [_explain(e) for e in error.errors(include_input=False, include_url=False)]
+        faults = [_explain(e) for e in error.errors(include_url=False)]
         raise ConsiliumError(f"{name} does not fit the manifest format: {'; '.join(faults)}.") from None
 
 
@@ -186,6 +195,8 @@ def _explain(error: Any) -> str:
     where = ".".join(path) or "manifest"
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"unknown key '{where}'{nearest(path[-1], keys_at(TypeAdapter(Manifest).json_schema(), path[:-1]))}"
+    if is_bare_yes(error):
+        return f"{where}: {BARE_YES}"
     return f"{where}: {error['msg']}"
 
 

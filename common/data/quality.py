@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from common.data.cohort import Cohort, Finding
 from common.data.ingest.frames import read_frame, texts
@@ -19,6 +20,10 @@ HEADER = 1
 
 EMPTY = "no visit has a value, so nothing is learned from it. Check the export, or take the variable out of the manifest"
 CONSTANT = "every value is the same, so nothing is learned from it. Check the export, or take the variable out of the manifest"
+IN_TASK = "task file"
+"""Where a variable stands that the manifest does not name (``variables: same``)."""
+FAR, ENOUGH = 5.0, 10
+"""Of :func:`unit_warnings`."""
 FEWEST = 2
 """Visits that must hold a modality before its columns are judged."""
 
@@ -37,6 +42,8 @@ def column_warnings(folder: Path, manifest: Manifest, cohort: Cohort) -> tuple[F
         if source.variables and len(held) >= FEWEST:
             problems = _silent(cohort.task.modalities[name], held, name)
             file = _file(folder, manifest, source) if problems else ""
+            if manifest.modalities[name] != source:
+                problems = {f: p.replace("manifest", IN_TASK) for f, p in problems.items()}
             found += [Finding(file, HEADER, v.column, problems[f]) for f, v in source.variables.items() if f in problems]
     return tuple(found)
 
@@ -59,6 +66,49 @@ def _file(folder: Path, manifest: Manifest, source: Source) -> str:
         return manifest.patients
     cells = read_frame(folder / manifest.patients)[source.column].dropna().astype(str).unique()
     return str(cells[0]) if len(cells) == 1 else manifest.patients
+
+
+def unit_warnings(sites: Mapping[Path, Manifest], cohorts: Mapping[Path, Cohort]) -> tuple[Finding, ...]:
+    """Returns the numbers whose median at one site lies more than ``FAR`` interquartile ranges from the other sites' median.
+
+    The range is that of the other sites' values together; both sides need ``ENOUGH`` values. A column in another unit than its
+    manifest says looks so, and nothing else would tell. Medians are named: only whoever holds all the folders can call this.
+
+    Args:
+        sites: Folder -> its manifest.
+        cohorts: Folder -> its patients, raw.
+    """
+    found: list[Finding] = []
+    modalities = next(iter(cohorts.values())).task.modalities if len(cohorts) > 1 else {}
+    for name, modality in modalities.items():
+        values = {folder: _numbers(cohort, name) for folder, cohort in cohorts.items()}
+        for feature in (f for f, wanted in modality.features.items() if not wanted.codes):
+            for folder, mine in values.items():
+                others = np.concatenate([v[feature] for f, v in values.items() if f != folder])
+                if min(len(mine[feature]), len(others)) < ENOUGH:
+                    continue
+                low, usual, high = np.quantile(others, (0.25, 0.5, 0.75))
+                median = float(np.median(mine[feature]))
+                if low < high and abs(median - usual) > FAR * (high - low):
+                    source = sites[folder].modalities[name].spelled_out(modality)
+                    file = f"{folder.name}/{_file(folder, sites[folder], source)}"
+                    problem = (
+                        f"the median, {median:.4g}, lies far from the other sites', {usual:.4g}: another unit? Convert "
+                        "the column to the task's unit, here or there"
+                    )
+                    found.append(Finding(file, HEADER, source.variables[feature].column, problem))
+    return tuple(found)
+
+
+def _numbers(cohort: Cohort, name: str) -> dict[str, NDArray[np.float64]]:
+    """Returns feature -> its values at a site, of a table or series; categories are left out."""
+    modality, found, at = cohort.task.modalities[name], dict[str, NDArray[np.float64]](), 0
+    held = cohort.holding(name).inputs[name]
+    for feature, wanted in modality.features.items():
+        values = held[..., at].double().flatten().numpy()
+        found[feature] = values[~np.isnan(values)] if not wanted.codes else values[:0]
+        at += len(wanted.codes) or 1
+    return found
 
 
 def shared_patients(sites: Mapping[Path, Manifest]) -> tuple[Finding, ...]:

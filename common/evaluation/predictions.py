@@ -148,9 +148,9 @@ def released_rows(predictions: pd.DataFrame, task: Task, least: int) -> tuple[li
     """Returns the metrics that may leave the site, and the number of cells withheld.
 
     A cell (speaker, pattern) is withheld if it rests on fewer than ``least`` visits, or on fewer events or non-events of any
-    output (a regression has none): a metric on a handful of patients tells about them. Where that is a single pattern, the next
-    smallest is withheld with it: the visits (and events) of ``all`` and of every pattern but one tell those of the one, by
-    inclusion and exclusion.
+    output (a regression has none; a scan with a region is its event): a metric on a handful of patients tells about them. Where
+    that is a single pattern, the next smallest is withheld with it: the visits (and events) of ``all`` and of every pattern but
+    one tell those of the one, by inclusion and exclusion.
 
     What is not guarded: two patterns that are told, of which one is part of the other, differ by the visits that hold only the
     one. Where these are few, their number is the difference of ``n``, and since metrics are told in full their events can often
@@ -175,7 +175,9 @@ def _withheld(predictions: pd.DataFrame, task: Task, least: int) -> set[str]:
         predictions.drop_duplicates(["pattern", "row", "output"]).groupby(["pattern", "output"])["label"].agg(["sum", "count"])
     )
     counts["others"] = counts["count"] - counts["sum"]
-    small = ["count"] if task.type in ("regression", "segmentation") else ["sum", "others"]
+    if task.type == "segmentation":  # a region that no scan has, or every one, tells of nobody
+        counts = counts.replace({"sum": {0.0: np.inf}, "others": {0.0: np.inf}})
+    small = ["count"] if task.type == "regression" else ["sum", "others"]
     rarest = counts[small].min(axis=1).groupby("pattern").min()
     sizes = counts["count"].groupby("pattern").first()
     hidden = set(rarest.index[rarest < least])

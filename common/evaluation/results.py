@@ -92,7 +92,7 @@ def load_results(path: Path) -> Results:
     try:
         return Results.model_validate_json(path.read_text(encoding="utf-8"))
     except OSError:
-        raise ConsiliumError(f"There is no {path}. Run the benchmark first, or name another run with --run.") from None
+        raise ConsiliumError(f"There is no {path}. Run the benchmark first, or name another run directory.") from None
     except ValidationError as error:
         fault = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(map(str, fault["loc"]))

@@ -20,7 +20,7 @@ from common.learning.losses import Lesson, student_loss, task_loss
 from common.learning.modality_weights import Evidence, hypergradient, random_patterns, scaling_gradient
 from common.learning.modulation import Modulation
 from common.models.ensemble import Calibration, CompleteTeacher, Ensembles, consilium
-from common.models.fusion import centred, probabilities
+from common.models.fusion import TOKENS, centred, probabilities
 from common.models.student import SHARED, Student, StudentOutput, block_of
 from common.models.teacher import Teacher
 from common.task import TaskType
@@ -64,12 +64,15 @@ def train_teacher(
 
 @torch.no_grad()
 def teacher_loss(teacher: Teacher | CompleteTeacher, modality: str, cohort: Cohort) -> float:
-    """Returns a teacher's mean task loss on visits that hold what it reads."""
-    parts = [(float(_teacher_loss(teacher, modality, cohort.task.type, b)), len(b)) for b in _parts(cohort, teacher.patch)]
-    return sum(loss * n for loss, n in parts) / sum(n for _, n in parts)
+    """Returns the mean task loss of what a teacher says of visits that hold what it reads."""
+    kind, parts = cohort.task.type, []
+    for batch in parts_of(cohort, teacher.patch):
+        said = teacher(batch).fused if isinstance(teacher, CompleteTeacher) else teacher(batch.inputs[modality])
+        parts.append(task_loss(kind, said, batch.labels))
+    return float(torch.cat(parts).mean())
 
 
-def _parts(cohort: Cohort, patch: Edges | None) -> Iterator[Batch]:
+def parts_of(cohort: Cohort, patch: Edges | None) -> Iterator[Batch]:
     """Yields a cohort as one batch; scans a few at a time, always the same patches of them."""
     if cohort.task.type != "segmentation":
         yield cohort.batch()
@@ -97,15 +100,20 @@ def _teacher_loss(teacher: Teacher | CompleteTeacher, modality: str, kind: TaskT
 def student_validation_loss(student: Student, cohort: Cohort) -> float:
     """Returns the student's mean task loss over visits with what they have and over each of their single modalities.
 
-    A student that is good with everything and useless with one modality is not what is wanted, so both count the same.
+    A student that is good with everything and useless with one modality is not what is wanted, so both count the same. Of single
+    modalities count the heads that predict them: the unimodal ones, of volumes the fused decoder.
     """
     kind = cohort.task.type
     whole, alone, present = [], [], []
-    for batch in _parts(cohort, student.patch):
+    for batch in parts_of(cohort, student.patch):
         output: StudentOutput = student(batch)
         whole.append(task_loss(kind, output.prediction(), batch.labels))
-        heads = [task_loss(kind, output.unimodal[:, m], batch.labels) for m in range(output.unimodal.shape[1])]
-        alone.append(torch.stack(heads, 1))
+        if kind == "segmentation":
+            each = torch.eye(output.present.shape[1], dtype=torch.bool)
+            said = [student(batch.masked(lone)).prediction() for lone in each]
+        else:
+            said = list(output.unimodal.unbind(1))
+        alone.append(torch.stack([task_loss(kind, logits, batch.labels) for logits in said], 1))
         present.append(output.present)
     held = torch.cat(present)
     single = (torch.cat(alone) * held).sum() / held.sum()
@@ -233,13 +241,17 @@ def _loss(output: StudentOutput, batch: Batch, lesson: Lesson | None, omega: Ten
     )
 
 
-def block_counts(train: Cohort) -> dict[str, int]:
-    """Returns the training visits behind every block of the student; the fused head needs visits with two modalities."""
-    counts = {m: int(n) for m, n in zip(train.task.modalities, train.present.sum(0).tolist(), strict=True) if n}
-    several = int((train.present.sum(1) > 1).sum())
-    if train.task.type == "segmentation":  # a region is found by the fused decoder too where there is one modality
-        return {**counts, "fusion": len(train), SHARED: len(train)} if len(train) else counts
-    return {**counts, "fusion": several} if several else counts
+def block_counts(student: Student, train: Cohort) -> dict[str, int]:
+    """Returns the training visits behind every block of the student; what is fused needs visits with two modalities.
+
+    In a segmentation the fused decoder finds regions of a lone modality too.
+    """
+    several = train.present if train.task.type == "segmentation" else train.present & (train.present.sum(1, keepdim=True) > 1)
+    counts = {SHARED: len(train), "fusion": int(several.any(1).sum())}
+    for at, modality in enumerate(train.task.modalities):
+        counts |= {modality: int(train.present[:, at].sum()), f"{TOKENS}.{modality}": int(several[:, at].sum())}
+    blocks = {block_of(name) for name, _ in student.named_parameters()}
+    return {block: n for block, n in counts.items() if n and block in blocks}
 
 
 def trained_blocks(student: Student, counts: Mapping[str, int]) -> dict[str, NDArray[np.float32]]:

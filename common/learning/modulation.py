@@ -20,7 +20,7 @@ from common.learning.losses import task_loss
 from common.models.student import StudentOutput
 from common.task import Task
 
-KEPT = 0.9
+KEPT, LEAST = 0.9, 1e-6
 
 
 class Modulation:
@@ -46,8 +46,6 @@ class Modulation:
 
     def _right(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the class of every prediction and the probability that it gave to what came true, for numbers exp(-loss)."""
-        if self.task.type == "segmentation":
-            logits, labels = logits.movedim(1, -1).flatten(0, -2), labels.movedim(1, -1).flatten(0, -2)
         if self.task.type == "regression":
             return torch.zeros(len(labels), dtype=torch.long), (-task_loss("regression", logits, labels.float())).exp()
         if self.task.type == "multiclass":
@@ -57,13 +55,18 @@ class Modulation:
         return classes.flatten(), right.flatten()
 
     def scores(self) -> Tensor:
-        """Returns s_m, [M]: the mean over the classes met so far; NaN for a modality that nobody held."""
-        met = self.counts > 1e-6
-        means = self.sums / self.counts.clamp(min=1e-6)
-        return torch.where(met.any(1), (means * met).sum(1) / met.sum(1), torch.nan)
+        """Returns s_m, [M]: the mean over the classes that every modality has met; NaN for one that nobody held.
+
+        All are NaN while there is no such class: who has seen nobody with the outcome would seem to be right about everybody.
+        """
+        met = self.counts > LEAST
+        known = met.any(1)
+        common = met[known].all(0) if known.any() else met.any(0)
+        means = (self.sums / self.counts.clamp(min=LEAST)).clamp(min=LEAST)
+        return torch.where(known & common.any(), (means * common).sum(1) / common.sum(), torch.nan)
 
     def coefficients(self) -> dict[str, float]:
-        """Returns k_m by modality, in (0, 1]: 1 for who is not ahead, and for all while only one has been met."""
+        """Returns k_m by modality, in [0, 1]: 1 for who is not ahead, and for all while fewer than two can be compared."""
         log = self.scores().log()
         known = ~log.isnan()
         others = known.sum() - 1
@@ -74,10 +77,5 @@ class Modulation:
         return dict(zip(self.task.modalities, torch.where(known, k, 1.0).tolist(), strict=True))
 
     def pace(self) -> dict[str, float]:
-        """Returns the shares of the learning rate: beginning of parameters' names -> k_m.
-
-        Of a segmentation, whose encoder all modalities share, the light decoders are paced.
-        """
-        if self.task.type == "segmentation":
-            return {f"heads.{name}.": k for name, k in self.coefficients().items()}
+        """Returns the shares of the learning rate: beginning of parameters' names -> k_m."""
         return {f"encoders.{name}.": k for name, k in self.coefficients().items()}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from common.config import ModelConfig
+from common.config import Config, ModelConfig
 from common.data.cohort import Batch
 from common.models.fusion import centred, stated, weighted_evidence
 from common.models.student import StudentOutput, build_student
@@ -32,6 +32,11 @@ def groups(task: Task, model: ModelConfig) -> list[str]:
     """Returns every group of a task: (modality, architecture), and the teacher of complete visits with its fusion."""
     complete = [group_name(COMPLETE, model.complete)] if model.complete else []
     return [group_name(n, a) for n, m in task.modalities.items() for a in model.teachers[m.kind]] + complete
+
+
+def taught(config: Config) -> tuple[str, ...]:
+    """Returns what the teachers of a run read: the modalities, and ``complete`` for a teacher of all of them."""
+    return (*config.task.modalities, *((COMPLETE,) if config.model.complete else ()))
 
 
 class CompleteTeacher(nn.Module):
@@ -121,28 +126,24 @@ class Ensembles(nn.Module):
         if self.of_complete is None:
             return None
         held = batch.present.all(1).nonzero().squeeze(1)
-        said = torch.zeros(len(batch), len(self.task.outputs), *self._space(batch, next(iter(self.task.modalities))))
-        if len(held):
-            said = said.index_copy(0, held, self.of_complete(batch.taken(held)).fused)
-        return centred(self.task.type, said)
+        return centred(self.task.type, batch.spread(self.of_complete(batch.taken(held)).fused, held))
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> Tensor:
         """Returns mean_a z_{m,a}, logits [B, M, C], centred over exclusive classes; zero where absent or without a teacher."""
         columns = []
         for at, name in enumerate(self.task.modalities):
-            held = batch.present[:, at].nonzero().squeeze(1)
+            held, x = batch.holders(at), batch.inputs[name]
             mine = [t for g, t in self.members.items() if read_by(g) == name]
-            column = torch.zeros(len(batch), len(self.task.outputs), *self._space(batch, name))
-            if mine and len(held):
-                x = batch.inputs[name][held]
-                column = column.index_copy(0, held, torch.stack([t(x) for t in mine]).mean(0))
-            columns.append(column)
+            if mine:
+                columns.append(batch.spread(torch.stack([t(x[held]) for t in mine]).mean(0), held))
+            else:
+                columns.append(torch.zeros(len(batch), len(self.task.outputs), *self._space(x)))
         return centred(self.task.type, torch.stack(columns, 1))
 
-    def _space(self, batch: Batch, modality: str) -> tuple[int, ...]:
-        """Returns the edges behind the logits: those of the volumes of a segmentation."""
-        return tuple(batch.inputs[modality].shape[2:]) if self.task.type == "segmentation" else ()
+    def _space(self, x: Tensor) -> tuple[int, ...]:
+        """Returns the edges behind the logits of inputs: those of the volumes of a segmentation."""
+        return tuple(x.shape[2:]) if self.task.type == "segmentation" else ()
 
 
 def consilium(logits: Tensor, present: Tensor, weights: Tensor, calibration: Calibration) -> Tensor:

@@ -77,11 +77,6 @@ class MapEncoder(Encoder):
         """Returns the map of every level, [B, C_l, D_l, H_l, W_l]; the last one is the bottleneck."""
         raise TypeError(f"{type(self).__name__} is no encoder of volumes: it lacks maps().")
 
-    def read(self, x: Tensor) -> Reading:
-        """[B, 1, D, H, W] -> the bottleneck's mean, [B, features], and its places as tokens."""
-        tokens = self.maps(x)[-1].flatten(2).transpose(1, 2)
-        return Reading(tokens.mean(1), tokens, all_seen(tokens))
-
 
 class Fusion(nn.Module):
     """Makes fused logits of features and unimodal logits (shapes: ``common.models.fusion``)."""

@@ -122,31 +122,30 @@ def encode(encoders: nn.ModuleDict, batch: Batch, *, tokens: bool = False) -> Fe
 
     Every encoder runs on the patients that hold its modality only: what an absent one holds cannot matter.
     """
-
-    def placed(rows: Tensor, held: Tensor) -> Tensor:
-        return rows.new_zeros(len(batch), *rows.shape[1:]).index_copy(0, held, rows)
-
     pooled, parts, seen = [], [], []
     for at, (name, encoder) in enumerate(encoders.items()):
-        held = batch.present[:, at].nonzero().squeeze(1)
+        held = batch.holders(at)
         x = batch.inputs[name][held]
         if tokens:
             reading = cast("Encoder", encoder).read(x)
-            parts.append(placed(reading.tokens, held))
-            seen.append(placed(reading.seen, held))
-            pooled.append(placed(reading.feature, held))
+            parts.append(batch.spread(reading.tokens, held))
+            seen.append(batch.spread(reading.seen, held))
+            pooled.append(batch.spread(reading.feature, held))
         else:
-            pooled.append(placed(encoder(x), held))
+            pooled.append(batch.spread(encoder(x), held))
     return Features(torch.stack(pooled, 1), tuple(parts), tuple(seen))
 
 
 def block_of(parameter: str) -> str:
-    """Returns the block that a parameter of the student is aggregated with: a modality, ``fusion``, or ``shared`` by all."""
+    """Returns the block that a parameter of the student is aggregated with: a modality, ``fusion``, or ``shared`` by all.
+
+    What a fusion holds of one modality is a block of its own, ``tokens.<modality>``: it learns from visits with another one.
+    """
     room, name, *rest = parameter.split(".")
     if room == SHARED:
         return SHARED
     if room == "fusion":
-        return rest[0] if name == TOKENS else "fusion"
+        return f"{TOKENS}.{rest[0]}" if name == TOKENS else "fusion"
     return name
 
 

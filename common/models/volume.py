@@ -1,9 +1,10 @@
 """Segmentation: the decoder of teachers, and the student of volumes.
 
 The student has one encoder for all modalities, whose maps f_m it fuses level by level for the fused decoder, and a light decoder
-per modality, through which that modality's teachers teach the encoder; what is predicted, for one modality too, is the fused
-decoder's. A missing modality's maps enter the fusion as the weighted mean of the present ones, at every level (MetaKD's
-released code fills the bottleneck alone, by the plain mean, and pushes a zero image through the encoder for the rest).
+per modality, through which that modality's teachers teach the encoder. What is predicted, for one modality too, are the fused
+logits (with ``late`` the light decoders' evidence, added up). A missing modality's maps enter the fusion as the weighted mean of
+the present ones, at every level (MetaKD's released code fills the bottleneck alone, by the plain mean, and pushes a zero image
+through the encoder for the rest).
 """
 
 from __future__ import annotations
@@ -123,9 +124,8 @@ class VolumeStudent(Student):
         encoder = cast("MapEncoder", self.shared["encoder"])
         columns: list[list[Tensor]] = []
         for at, name in enumerate(self.task.modalities):
-            held = batch.present[:, at].nonzero().squeeze(1)
-            maps = encoder.maps(batch.inputs[name][held])
-            columns.append([m.new_zeros(len(batch), *m.shape[1:]).index_copy(0, held, m) for m in maps])
+            held = batch.holders(at)
+            columns.append([batch.spread(level, held) for level in encoder.maps(batch.inputs[name][held])])
         *finer, bottleneck = (torch.stack(level, 1) for level in zip(*columns, strict=True))
         return Maps(bottleneck, tuple(finer))
 

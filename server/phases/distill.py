@@ -21,6 +21,9 @@ def distill(run: Run) -> None:
     else:
         distilled = distil(run.config, reference, run.ensembles(), run.ensembles(unseeing=True), run.prior, run.note_weights)
         student, calibration, adam = distilled.student, distilled.calibration, distilled.adam
+        run.state.equal_weights = distilled.equal_weights
+        if distilled.equal_weights:
+            run.record.event("equal-weights", reason="learned ones were not better on the reference set by a standard error")
         for epoch, loss in enumerate(distilled.fit.training):
             run.note_loss("student", "train", loss, step=epoch + 1)
         for epoch, loss in enumerate(distilled.fit.validation):

@@ -11,15 +11,16 @@ import torch
 from numpy.typing import NDArray
 
 from common.arrays import Arrays, module_arrays, moments_arrays, moments_of
+from common.config import Config
 from common.data.cohort import SPLITS
 from common.data.standardise import pool, table_columns
 from common.errors import nearest
 from common.learning.lessons import log_odds
 from common.learning.loop import derive_seed
 from common.messages import EnrolReply, EnrolRequest
-from common.models.ensemble import build_teacher, read_by
+from common.models.ensemble import build_teacher, read_by, taught
 from common.models.ensemble import groups as all_groups
-from common.task import COMPLETE, LABELS, Modality, Task, pattern_name
+from common.task import COMPLETE, LABELS, Modality, Task
 from server.checkpoint import Enrolled
 from server.prior import estimated_counts
 from server.rounds import NODE, RunFailed
@@ -67,7 +68,7 @@ def _introduce(run: Run, nodes: Iterable[int]) -> dict[str, EnrolReply]:
     asked = {f"{NODE}{n}": n for n in nodes}
     council.nodes |= asked
     requests = {name: EnrolRequest(**run.request("enrol", 0, name)) for name in asked}
-    answers = council.ask("query.enrol", requests, EnrolReply, gate=lambda _, reply: _gate(run.config.task, reply))
+    answers = council.ask("query.enrol", requests, EnrolReply, gate=lambda _, reply: _gate(run.config, reply))
     named: dict[str, EnrolReply] = {}
     for node, reply in sorted(answers.items(), key=lambda item: (item[1].site, item[0])):
         site = reply.site
@@ -131,8 +132,9 @@ def enrol(run: Run, replies: dict[str, EnrolReply]) -> None:
     run.advance("teaching")
 
 
-def _gate(task: Task, reply: EnrolReply) -> str | None:
+def _gate(config: Config, reply: EnrolReply) -> str | None:
     """Returns why an enrolment is refused, or None: every other site's patients are scaled with what it says."""
+    task = config.task
     if not re.fullmatch(SITE_NAME, reply.site):
         return "its name is no plain name of at most 63 letters, digits, '.', '_' and '-'"
     counts = [*reply.modalities.values(), *reply.labels.values(), *reply.splits.values()]
@@ -145,7 +147,7 @@ def _gate(task: Task, reply: EnrolReply) -> str | None:
     if reply.role != "train":
         return None if reply.role == "evaluate" else f"its role '{reply.role[:20]}' is neither 'train' nor 'evaluate'"
     for what, told, known in (
-        ("modalities", reply.modalities, task.modalities),
+        ("modalities", reply.modalities, taught(config)),
         ("labels", reply.labels, () if task.type == "regression" else task.outputs),
         ("feature statistics", reply.moments, _no_moments(task)),
         ("splits", reply.splits, SPLITS),
@@ -197,9 +199,9 @@ def _columns(modality: Modality) -> int:
 def _groups(run: Run, reply: EnrolReply) -> list[str]:
     """Returns the groups that a site trains: those for which it tells enough training visits."""
     least, kept = run.config.federation.min_patients, []
-    complete = reply.patterns.get(pattern_name(run.config.task.modalities), 0)
-    for modality, told in [*((m, reply.modalities.get(m)) for m in run.config.task.modalities), (COMPLETE, complete)]:
+    for modality in taught(run.config):
         mine = sorted(g for g in reply.architectures if read_by(g) == modality)
+        told = reply.modalities.get(modality)
         if mine and (told is None or told < least):
             held = "an undisclosed small number of" if told is None else told
             what = "all modalities" if modality == COMPLETE else f"'{modality}'"

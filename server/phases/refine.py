@@ -53,8 +53,11 @@ def refine(run: Run) -> None:
 def _request(run: Run, site: str, epochs: int) -> RefineRequest:
     members = run.state.group_sites()
     mine = {g: a for g, a in run.state.teachers().items() if g in run.state.sites[site].groups}
+    fields = run.request("refine", run.state.round, site)
+    if not _moves_weights(run):  # no site need find gradients that nobody follows
+        fields["config"]["weights"]["estimator"] = "uniform"
     return RefineRequest(
-        **run.request("refine", run.state.round, site),
+        **fields,
         epochs=epochs,
         student=run.state.arrays["student"],
         teachers={g: a for g, a in mine.items() if len(members[g]) >= LEAST_SITES_OF_A_TEACHER},
@@ -98,7 +101,7 @@ def _at_the_server(run: Run, reference: Cohort, epochs: int) -> tuple[Arrays, di
     seed = derive_seed(config.seed, "refine", run.state.round, REFERENCE)
     span = span_of(run.state.round, config.refine.rounds)
     train_student(student, train, config, config.refine.training, teaching=teaching, epochs=epochs, seed=seed, span=span)
-    counts = block_counts(train)
+    counts = block_counts(student, train)
     return trained_blocks(student, counts), counts
 
 
@@ -117,7 +120,7 @@ def _learn_weights(run: Run, replies: dict[str, RefineReply]) -> None:
     """Averages the sites' gradients of omega, s and b, weighted by meta visits, and takes one step each."""
     arrays = run.state.arrays
     calibration, omega = consilium_of(arrays["consilium"])
-    if gradient := _mean_gradient(replies, "omega") if run.config.weights.estimator != "uniform" else {}:
+    if gradient := _mean_gradient(replies, "omega") if _moves_weights(run) else {}:
         adam = OmegaAdam(omega, run.config.weights.rho, tensors(arrays.get("omega-adam", {})))
         omega = adam.step(torch.from_numpy(gradient["omega"]))
         arrays["omega-adam"] = {k: v.numpy() for k, v in adam.state().items()}
@@ -132,6 +135,10 @@ def _learn_weights(run: Run, replies: dict[str, RefineReply]) -> None:
         )
     arrays["student"] = {**arrays["student"], "omega": omega.numpy()}
     arrays["consilium"] = consilium_arrays(calibration, omega)
+
+
+def _moves_weights(run: Run) -> bool:
+    return run.config.weights.estimator != "uniform" and not run.state.equal_weights
 
 
 def _mean_gradient(replies: dict[str, RefineReply], *names: str) -> Arrays:

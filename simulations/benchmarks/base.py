@@ -49,6 +49,16 @@ class Split:
         return f"{self.seed}-{self.fold}{'' if self.masked else '-full'}{reference}"
 
 
+def refuse_reference(name: str, split: Split) -> None:
+    """Refuses a reference set where the protocol of a benchmark has none.
+
+    Raises:
+        ConsiliumError: If the split asks for one.
+    """
+    if split.reference:
+        raise ConsiliumError(f"{name} has no reference set: its students learn in refine alone.")
+
+
 Prepare = Callable[[Path, Split], dict[str, Any]]
 """``prepare(folder, split)`` writes the sites of a split as sub-folders of ``folder``. Returns a JSON-able mapping:
 
@@ -56,7 +66,10 @@ Prepare = Callable[[Path, Split], dict[str, Any]]
   ...) -> how many in this fold;
 * ``exclusions``: reason -> how many it removed from the data set, the same for every seed and fold;
 * ``data_checksum``: hex digest of what was read and how it was split;
-* ``warnings``, if there are any: what people should know of the data, one sentence each.
+* ``warnings``, if there are any: what people should know of the data, one sentence each;
+* ``units``, if there are any: output of a regression -> UCUM unit in which it is counted;
+* ``data`` and ``data_version``, where they are not the benchmark's own: ``generated`` if a twin took the place of data that are
+  not there.
 
 It raises ``ConsiliumError`` if the data are not there, and holds no state: it runs in a process of its own.
 """
@@ -97,7 +110,7 @@ class Benchmark:
         name: Name on the command line.
         title: What is predicted from what, on which patients, in one line.
         experiment: Hydra experiment that configures the method.
-        data: Whether the patients are real.
+        data: Whether the patients are real, unless ``prepare`` says otherwise.
         data_version: The data set and its version.
         task_type: What the outputs mean together.
         modalities: Names of the modalities; every non-empty subset of them is a pattern.
@@ -106,6 +119,7 @@ class Benchmark:
         folds: Number of test folds; their test rows together are the cohort.
         seeds: Number of seeds unless the user says otherwise: 0, 1, ...
         variants: Protocols under other assumptions; None is the main one.
+        protocols: Variant -> Hydra overrides of the experiment that make it, for every method.
         overrides: Method -> Hydra overrides of the experiment, so that a baseline is trained as well as the student is.
         metrics: Metrics in the order of the table, the main one first.
         published: Figures of others.
@@ -126,6 +140,7 @@ class Benchmark:
     folds: int = 1
     seeds: int = 3
     variants: tuple[str | None, ...] = (None,)
+    protocols: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     overrides: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     metrics: tuple[str, ...] = ("auroc", "auprc", "accuracy", "f1")
     published: tuple[Published, ...] = ()
@@ -153,6 +168,8 @@ def get(name: str) -> Benchmark:
         ConsiliumError: If there is none, naming the nearest.
     """
     known = benchmarks()
+    if name == CUSTOM:
+        raise ConsiliumError(f"'{CUSTOM}' stands for your own data: consilium-bench run {CUSTOM} --task TASK.yaml --sites DIR")
     if name not in known:
-        raise ConsiliumError(f"There is no benchmark '{name}'{nearest(name, known)}")
+        raise ConsiliumError(f"There is no benchmark '{name}'{nearest(name, [*known, CUSTOM])}")
     return known[name]

@@ -21,7 +21,7 @@ TUNED = {
 
 def prepare(folder: Path, split: Split) -> dict[str, Any]:
     """Writes one fold as hospitals; see :data:`simulations.benchmarks.base.Prepare`."""
-    return eicu_mortality.prepare(folder, split, label="los")
+    return eicu_mortality.prepare(folder, split, label="los") | {"units": {"los": "d"}}
 
 
 BENCHMARK = Benchmark(

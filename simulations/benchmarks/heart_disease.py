@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from common.errors import ConsiliumError
-from simulations.benchmarks.base import Benchmark, Published, Split
+from simulations.benchmarks.base import Benchmark, Published, Split, refuse_reference
 from simulations.datasets import uci_heart
 from simulations.datasets.files import data_folder
 
@@ -24,8 +23,7 @@ def prepare(folder: Path, split: Split) -> dict[str, Any]:
     Raises:
         ConsiliumError: If a reference set is asked for: the protocol has none.
     """
-    if split.reference:
-        raise ConsiliumError("heart-disease has no reference set: its students learn in refine alone.")
+    refuse_reference("heart-disease", split)
     return uci_heart.write_sites(uci_heart.load(data_folder(uci_heart.FOLDER, uci_heart.HOW_TO_GET)), folder)
 
 

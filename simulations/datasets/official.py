@@ -79,6 +79,7 @@ EICU_DEMO = RemoteData(
         RemoteFile(eicu.SERIES_FILE, YAIB_COHORT.format(YAIB_COMMIT)),
     ),
     check=_check_eicu,
+    benchmarks=("eicu-mortality", "eicu-los"),
 )
 CINC2012 = RemoteData(
     folder="cinc2012",
@@ -89,6 +90,7 @@ CINC2012 = RemoteData(
         for name in ("set-a.tar.gz", "set-b.tar.gz", "Outcomes-a.txt", "Outcomes-b.txt")
     ),
     check=_check_cinc2012,
+    benchmarks=("cinc2012-mortality",),
 )
 UCI_HEART = RemoteData(
     folder="uci_heart",
@@ -104,6 +106,7 @@ UCI_HEART = RemoteData(
         )
     ),
     check=_check_nothing_more,
+    benchmarks=("heart-disease",),
 )
 AVMNIST = RemoteData(
     folder="avmnist",
@@ -126,4 +129,5 @@ AVMNIST = RemoteData(
         ),
     ),
     check=_check_avmnist,
+    benchmarks=("metakd-avmnist",),
 )

@@ -36,6 +36,7 @@ class RemoteData:
         licence: Under which it is open.
         files: Its files.
         check: Raises ``ConsiliumError`` if a folder does not hold the data set, by what is in the files.
+        benchmarks: Names of the benchmarks that need it.
     """
 
     folder: str
@@ -43,3 +44,4 @@ class RemoteData:
     licence: str
     files: tuple[RemoteFile, ...]
     check: Callable[[Path], None]
+    benchmarks: tuple[str, ...] = ()

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from client import cli
 from common.data.manifest import FILE_NAME
 from common.errors import ConsiliumError, TooManyFaults
+from simulations.benchmarks import demo
 from simulations.consortium import write_tiny
 
 
@@ -132,6 +133,7 @@ def test_a_folder_of_sites_is_checked_whole_and_its_patients_are_compared(tiny: 
     done = check(sites)
     assert done.exit_code == 0, done.output
     assert re.findall("Site: (.*)", done.output) == ["alder", "birch", "reference"]
+    assert done.output.splitlines()[-1] == "In all: 0 warning(s) within sites, 3 between sites"
     shutil.copytree(sites / "alder", sites / "cedar")
     change(sites / "cedar", "site: alder", "site: cedar")
     change(sites / "birch", "unit: a", "unit: mo")
@@ -154,3 +156,51 @@ def test_files_are_checked_for_a_task_of_ones_own(alder: Path, tmp_path: Path) -
     (tmp_path / "TASK.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
     refused = check(alder, "--task", tmp_path / "TASK.yaml").exception
     assert isinstance(refused, ConsiliumError) and "modality 'labs' is not in task 'own'" in str(refused)
+
+
+def with_own_task(tiny: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Returns a task file with the labs of the demonstration, and two hospitals that hold them."""
+    raw = yaml.safe_load((Path(demo.__file__).parents[2] / "configs" / "task" / "demo.yaml").read_text(encoding="utf-8"))
+    (tmp_path / "TASK.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+    return tmp_path / "TASK.yaml", Path(shutil.copytree(tiny, tmp_path / "sites"))
+
+
+def test_splits_are_shown_as_a_run_on_own_data_will_have_them(tiny: Path, tmp_path: Path) -> None:
+    task, sites = with_own_task(tiny, tmp_path)
+    tested = [int(n) for n in re.findall(r"validation \d+, test (\d+)", check(sites, "--task", task).output)]
+    assert len(tested) == 3 and min(tested[:2]) > 0 and tested[2] == 0
+    raw = yaml.safe_load((sites / "birch" / FILE_NAME).read_text(encoding="utf-8"))
+    (sites / "birch" / FILE_NAME).write_text(yaml.safe_dump(raw | {"role": "evaluate"}), encoding="utf-8")
+    tested = [int(n) for n in re.findall(r"validation \d+, test (\d+)", check(sites, "--task", task).output)]
+    assert tested == [0, len(pd.read_csv(sites / "birch" / "patients.csv")), 0]
+
+
+def test_a_folder_without_a_manifest_is_warned_of_by_name_and_hidden_ones_are_not(tiny: Path, tmp_path: Path) -> None:
+    sites = Path(shutil.copytree(tiny, tmp_path / "sites"))
+    (sites / "cedar").mkdir()
+    (sites / ".cache").mkdir()
+    done = check(sites)
+    assert done.exit_code == 0 and "Warnings between sites: 4" in done.output and ".cache" not in done.output
+    assert listed(done.output)[0][0] == "cedar/manifest.yaml"  # the others are of patients, numbered alike everywhere
+    assert "0 warning(s) within sites, 4 between sites" in done.output
+
+
+def test_several_folders_may_be_named_and_are_compared(tiny: Path, tmp_path: Path) -> None:
+    twin = Path(shutil.copytree(tiny / "alder", tmp_path / "twin"))
+    done = check(tiny / "alder", twin)
+    assert re.findall("Site: (.*)", done.output) == ["alder", "alder"]
+    assert "are also at site 'alder'" in " ".join(done.output.split())
+
+
+def test_many_rows_with_the_same_problem_are_told_once(alder: Path) -> None:
+    change(alder, "site: alder", "limits: {bad_rows: 1}\nsite: alder")
+    lost = lose_notes(alder, 30)
+    done = check(alder)
+    assert "Findings: 30" in done.output and "the same in 20 more rows" in done.output
+    assert listed(done.output) == [*lost[:10], ("patients.csv", f"to {lost[-1][1]}", "notes")]
+    assert "consilium-client check" not in done.output
+
+
+def test_a_site_that_refuses_is_not_sent_to_the_command_that_it_runs(alder: Path) -> None:
+    lose_notes(alder, 30)
+    assert "consilium-client" not in str(check(alder).exception)

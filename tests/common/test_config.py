@@ -27,7 +27,10 @@ def refused(overrides: str, experiment: str = "demo") -> str:
 @pytest.mark.parametrize("override", [*OPTIONS, *(f"model.fusion={f}" for f in fusions()), "weights.per_output=true"])
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_shipped_experiment_composes_with_every_option(experiment: str, override: str) -> None:
-    if load_config(experiment).task.type == "segmentation" and override == "model.fusion=bottleneck":
+    if load_config(experiment).task.type == "segmentation" and override in (
+        "model.fusion=bottleneck",
+        "balance=gradient-modulation",
+    ):
         assert "A segmentation is fused by joint, weighted, late" in refused(override, experiment)
     else:
         assert isinstance(load_config(experiment, override), Config)
@@ -74,6 +77,8 @@ def test_the_uniform_weights_keep_everything_else() -> None:
         ("task=dem", "task=dem", "'demo'"),
         ("federation=x", "federation=x", "'default'"),
         ("model.fusion=lat", "fusion 'lat'", "'late'"),
+        ("model.complete=lat", "fusion 'lat'", "'late'"),
+        ("model.patch=[32,32,32]", "reads no volumes", "Leave it out"),
         ("model.teachers.image=[smal]", "architecture 'smal' for kind 'image'", "'small'"),
         ("model.student.text=compct", "architecture 'compct' for kind 'text'", "'compact'"),
         ("+model.teachers.imge=[small]", "imge", "'image'"),
@@ -149,3 +154,7 @@ def test_keys_of_a_path_that_leads_nowhere_are_none() -> None:
     assert keys_at(schema, []) == ["a"]
     assert keys_at(schema, ["a"]) == ["b"]
     assert keys_at(schema, ["a", "b", "c"]) == []
+
+
+def test_a_patch_larger_than_the_grid_is_refused() -> None:
+    assert "is larger than the task's grid, [48, 64, 48]" in refused("model.patch=[48,48,64]", "hippocampus")

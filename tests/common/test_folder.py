@@ -126,8 +126,8 @@ def damaged(folder: Path, name: str) -> None:
         ("text in another encoding", "note", "not in encoding"),
         ("text in the cell of a path", "note", "no path"),
         ("missing series", "labs", "does not exist"),
-        ("text for a number", "variables", "column 'age' holds text"),
-        ("unknown code", "variables", "column 'sex' holds a code"),
+        ("text for a number", "age", "column 'age' holds text"),
+        ("unknown code", "sex", "column 'sex' holds a code"),
         ("empty label", "death", "empty or invalid"),
         ("label of another kind", "death", "empty or invalid"),
         ("label out of range", "death", "empty or invalid"),
@@ -251,7 +251,7 @@ def test_the_site_refuses_above_its_share_of_bad_rows(tmp_path: Path, bad: int, 
         return
     with pytest.raises(TooManyFaults) as caught:
         opened(tmp_path, task)
-    for part in ("'riverside' refuses", "3 of 40", "limits.bad_rows = 0.05", "mend the files"):
+    for part in ("'riverside' refuses", "3 of 40", "limits.bad_rows = 0.05", "Mend the files"):
         assert part in str(caught.value)
     assert "row 2" not in str(caught.value)  # where the faults are is for the hospital's eyes
     assert {(f.row, f.column) for f in caught.value.findings} == {(r, c) for r in (2, 6, 10) for c in ("note", "death")}
@@ -268,7 +268,7 @@ def test_the_site_refuses_above_its_share_of_bad_rows(tmp_path: Path, bad: int, 
         (lambda t: t.drop(columns="age"), "lacks column(s) age"),
         (lambda t: t.set_axis([";".join(t.columns), *t.columns[1:]], axis=1), "It is separated by semicolons"),
         (lambda t: t.iloc[:0], "has no rows"),
-        (lambda t: t.assign(visit_id=5), "names a visit twice in column 'visit_id'"),
+        (lambda t: t.assign(visit_id=5), "names a visit twice in column 'visit_id' (rows 2, 3, 4, 5, 6)"),
     ],
 )
 def test_a_patient_table_that_cannot_be_used_is_refused(

@@ -276,13 +276,14 @@ def test_a_block_counts_the_visits_behind_it_and_only_such_blocks_are_returned()
     cohort = make_cohort(config.task, 30)
     present = cohort.present & torch.tensor([True, False, True, False])
     train = replace(cohort, present=present).select(present.any(1).numpy())
-    counts = block_counts(train)
+    student = Student(config.task, config.model)
+    counts = block_counts(student, train)
     assert counts == {
         "admission": int(train.present[:, 0].sum()),
         "labs": int(train.present[:, 2].sum()),
         "fusion": int((train.present.sum(1) == 2).sum()),
     }
-    names = set(trained_blocks(Student(config.task, config.model), counts))
+    names = set(trained_blocks(student, counts))
     assert {n.split(".")[1] if n.startswith(("encoders", "heads")) else "fusion" for n in names} == set(counts)
     lonely = replace(train, present=train.present & torch.tensor([True, False, False, False]))
-    assert set(block_counts(lonely)) == {"admission"}
+    assert set(block_counts(student, lonely)) == {"admission"}

@@ -107,6 +107,17 @@ def test_what_is_no_yaml_says_so(tmp_path: Path, content: bytes) -> None:
     assert "not valid YAML" in refused(tmp_path)
 
 
+def test_what_is_no_yaml_is_named_with_its_line_and_column(tmp_path: Path) -> None:
+    (tmp_path / "manifest.yaml").write_text("site: ash\npatients: a: b\n")
+    assert "not valid YAML, line 2, column 12" in refused(tmp_path)
+
+
+def test_codes_without_quotes_that_yaml_reads_as_true_and_false_are_called_so(tmp_path: Path) -> None:
+    variables = {"sex": {"column": "smoker", "codes": {True: "M"}}}
+    write(tmp_path, modalities={"admission": {"kind": "table", "variables": variables}})
+    assert "put them in quotes" in refused(tmp_path)
+
+
 @pytest.mark.parametrize("content", ["", "3", "[1, 2]"])
 def test_what_is_no_mapping_says_so(tmp_path: Path, content: str) -> None:
     (tmp_path / "manifest.yaml").write_text(content)

@@ -65,6 +65,27 @@ def test_a_rare_outcome_counts_as_much_as_a_common_one() -> None:
     assert m.coefficients()["labs"] == 1.0
 
 
+def test_who_has_met_nobody_with_the_outcome_is_not_taken_for_the_leader() -> None:
+    """Both say only the prior; the second modality is rarer, and by chance nobody who holds it dies."""
+    labels = torch.zeros(40, 1)
+    labels[:2] = 1
+    held = torch.ones(40, 2, dtype=torch.bool)
+    held[:20, 1] = False
+    m = modulation("binary", strength=3.0)
+    m.see(*said("binary", torch.full((40, 2, 1), -3.0), labels, held))
+    assert list(m.coefficients().values()) == pytest.approx([1.0, 1.0], abs=1e-4)
+    alone = modulation("binary", strength=3.0)
+    alone.see(*said("binary", torch.full((40, 2, 1), -3.0), torch.zeros(40, 1)))
+    assert list(alone.coefficients().values()) == pytest.approx([1.0, 1.0], abs=1e-4)
+
+
+def test_a_hopeless_score_does_not_break_the_rates() -> None:
+    m = modulation("binary", strength=3.0)
+    logits = torch.tensor([[[200.0], [-200.0]], [[-200.0], [200.0]]])
+    m.see(*said("binary", logits, torch.tensor([[1.0], [0.0]])))
+    assert all(0 <= k <= 1 for k in m.coefficients().values())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_without_the_outcome_forgets_nothing_and_the_absent_do_not_count(kind: TaskType) -> None:
     m = modulation(kind)

@@ -13,7 +13,7 @@ from common.config import SplitConfig
 from common.data.cohort import Cohort, Finding
 from common.data.folder import open_cohort
 from common.data.manifest import load_manifest
-from common.data.quality import CONSTANT, EMPTY, column_warnings, shared_patients
+from common.data.quality import CONSTANT, EMPTY, column_warnings, shared_patients, unit_warnings
 from common.errors import ConsiliumError
 from common.task import Feature, Modality, Task
 from tests.common.samples import make_task, write_folder
@@ -75,8 +75,10 @@ def test_a_column_that_tells_nothing_is_a_warning_and_its_visits_stay(
     tmp_path: Path, columns: Any, column: str, problem: str
 ) -> None:
     cohort, warnings = opened(write_genes(tmp_path / "ash", **columns), GENES)
-    assert warnings == (Finding("patients.csv", 1, column, problem),)
+    assert warnings == (Finding("patients.csv", 1, column, problem.replace("manifest", "task file")),)
     assert (len(cohort), cohort.findings) == (20, ())
+    named = {"a": {"column": "a"}, "b": {"column": "b", "unit": "mg/dL"}, "sex": {"column": "sex"}}
+    assert opened(write_genes(tmp_path / "elm", named, **columns), GENES)[1] == (Finding("patients.csv", 1, column, problem),)
     assert "Check the export" in problem
 
 
@@ -113,3 +115,32 @@ def test_a_table_with_a_column_in_another_unit_or_with_another_code_is_refused_o
     cohort, _ = opened(write_genes(tmp_path / "birch", sex=["F"] * 19 + ["X"]), GENES)
     (finding,) = cohort.findings
     assert (finding.file, finding.row) == ("patients.csv", 21) and "does not map to a category" in finding.problem
+
+
+def between(folders: list[Path], task: Task) -> tuple[Finding, ...]:
+    return unit_warnings({f: load_manifest(f) for f in folders}, {f: opened(f, task)[0] for f in folders})
+
+
+def test_a_median_far_from_the_other_sites_values_is_a_warning_with_the_medians(tmp_path: Path) -> None:
+    fever = [36.5 + i / 10 for i in range(20)]
+    sites = {"ash": fever, "birch": [f + 0.4 for f in fever], "cedar": [f * 1.8 + 32 for f in fever]}
+    folders = [write_genes(tmp_path / site, a=values) for site, values in sites.items()]
+    (finding,) = between(folders, GENES)
+    assert (finding.file, finding.row, finding.column) == ("cedar/patients.csv", 1, "a")
+    assert "the median, 99.41, lies far from the other sites', 37.65: another unit?" in finding.problem
+    assert between(folders[:2], GENES) == ()
+    assert len(between([folders[0], folders[2]], GENES)) == 2  # of two nobody knows which is the odd one
+
+
+def test_few_values_are_not_compared_and_series_are(tmp_path: Path) -> None:
+    odd = [36.5 + i / 10 for i in range(9)] + [None] * 11
+    folders = [write_genes(tmp_path / "ash"), write_genes(tmp_path / "birch", a=[v and v * 100 for v in odd])]
+    assert between(folders, GENES) == ()
+    task = make_task(modalities=["labs"])
+    for name in ("elm", "fir"):
+        write_folder(tmp_path / name, task)
+    labs = pd.read_parquet(tmp_path / "fir" / "labs.parquet")
+    labs.assign(hr=labs["hr"] * 1000).to_parquet(tmp_path / "fir" / "labs.parquet")
+    assert {(f.file, f.column) for f in between([tmp_path / "elm", tmp_path / "fir"], task)} == {
+        (f"{name}/labs.parquet", "hr") for name in ("elm", "fir")
+    }

@@ -293,7 +293,8 @@ def test_every_head_starts_from_the_prior(kind: TaskType, fusion: str) -> None:
 def test_every_parameter_belongs_to_the_block_of_its_modality_or_to_fusion(fusion: str) -> None:
     student = make_student("binary", fusion)
     blocks = {name: block_of(name) for name, _ in student.named_parameters()}
-    assert set(blocks.values()) == {*student.task.modalities, "fusion"}
+    tokens = {f"tokens.{m}" for m in student.task.modalities} if fusion == "bottleneck" else set()
+    assert set(blocks.values()) == {*student.task.modalities, "fusion", *tokens}
     assert all(block in name for name, block in blocks.items())
     assert parameters_of(student) == sum(p.numel() for p in student.parameters())
 

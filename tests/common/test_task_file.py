@@ -50,7 +50,11 @@ def test_where_the_file_lies_does_not_travel(task: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, r"cannot be read \(FileNotFoundError\).*absolute path"),
+        (None, r"TASK\.yaml does not exist; did you mean 'TASKS\.yaml'"),
+        (
+            "name: x\ntype: binary\noutputs: [a]\nmodalities: {m: {kind: table, features: {smoker: {codes: [yes, no]}}}}\n",
+            r"TASK\.yaml: codes of 'smoker': YAML reads yes and no as true and false; put them in quotes",
+        ),
         ("name: [", r"not valid YAML, line 1"),
         ("just words", r"holds no task: it needs name, type, outputs, modalities"),
         ("name: x\ntyp: binary\n", r"unknown key 'task.typ'; did you mean 'type'"),
@@ -59,6 +63,7 @@ def test_where_the_file_lies_does_not_travel(task: Path) -> None:
 )
 def test_a_task_file_that_cannot_be_used_is_refused(tmp_path: Path, content: str | None, said: str) -> None:
     file = tmp_path / "TASK.yaml"
+    (tmp_path / "TASKS.yaml").touch()
     if content is not None:
         file.write_text(content)
     with pytest.raises(ConsiliumError, match=said):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from common.data.ingest.frames import IngestError
-from common.data.ingest.volume import OUTSIDE, read_mask, read_volume
+from common.data.ingest.volume import OUTSIDE, place_of, read_mask, read_volume
 from common.task import Modality, Task
 
 GRID = Modality("volume", voxels=(16, 16, 16))
@@ -100,6 +100,21 @@ def test_a_mask_with_values_that_the_task_does_not_know_is_refused(tmp_path: Pat
         read_mask(file, GRID, {1, 2, 3})
     with pytest.raises(IngestError, match="not whole"):
         read_mask(scan(tmp_path / "p.nii.gz", labels * 0.3), GRID, {1})
+
+
+def test_voxels_that_are_not_a_millimetre_ask_for_a_spacing(tmp_path: Path) -> None:
+    file = scan(tmp_path / "a.nii.gz", random((8, 8, 8)), np.diag([0.5, 0.5, 5, 1]))
+    with pytest.raises(IngestError, match=r"its voxels are 0\.5 x 0\.5 x 5 mm, not 1 mm; set 'spacing_mm'"):
+        read_volume(file, GRID)
+
+
+def test_where_a_scan_lies_does_not_depend_on_how_it_is_stored(tmp_path: Path) -> None:
+    values = random((10, 12, 14))
+    flipped = np.diag([-1.0, 1, 1, 1])
+    flipped[0, 3] = 9
+    one = place_of(scan(tmp_path / "a.nii", values))
+    assert np.allclose(one, place_of(scan(tmp_path / "b.nii", values[::-1].copy(), flipped)))
+    assert not np.allclose(one, place_of(scan(tmp_path / "c.nii", values, np.diag([-1.0, 1, 1, 1]))))
 
 
 @pytest.mark.parametrize(

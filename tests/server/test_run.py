@@ -177,6 +177,15 @@ def test_with_uniform_weights_omega_stays_where_it_is(tiny: Path, tmp_path: Path
     assert not read_arrays(tmp_path / "run" / "student.safetensors")["omega"].any()
 
 
+def test_weights_that_are_not_resolved_better_on_the_reference_set_stay_equal(tiny: Path, tmp_path: Path) -> None:
+    run_inproc(sites=tiny, run_dir=tmp_path / "run", experiment="tiny", overrides=["weights.guard=true"])
+    state = checkpoint.load(tmp_path / "run")
+    assert state.equal_weights and len(Record(tmp_path / "run").events("equal-weights")) == 1
+    assert any(w["omega"] for w in state.weights)  # they were learned, and left
+    assert {w["phase"] for w in state.weights} == {"distilling"}  # no site was asked for gradients of them
+    assert not read_arrays(tmp_path / "run" / "student.safetensors")["omega"].any()
+
+
 def test_the_reference_set_may_lie_elsewhere(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     elsewhere = shutil.move(own / "reference", tmp_path / "public")
     monkeypatch.setenv("CONSILIUM_REFERENCE", str(elsewhere))
@@ -220,7 +229,7 @@ def test_a_few_faulty_rows_are_left_out_and_many_keep_the_site_away(own: Path, t
     run_inproc(sites=own, run_dir=tmp_path / "many", experiment="tiny", overrides=QUICK)
     (event,) = (e for e in Record(tmp_path / "many").events("round") if e["phase"] == "enrol")
     (reason,) = event["left_out"].values()
-    assert "Site 'alder' refuses: 10 of" in reason
+    assert "Site 'alder' refuses: 10 of" in reason and "in .consilium/findings.csv" in reason
     assert "notes" not in reason
     findings = (own / "alder" / ".consilium" / "findings.csv").read_text(encoding="utf-8")
     assert findings.count("the file does not exist") == 10

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from pydantic import TypeAdapter
 
+from client.site import Site
+from common.config import SplitConfig
+from common.data.folder import open_cohort
+from common.data.manifest import load_manifest
+from common.task import Task
 from server import checkpoint
 from simulations.inproc import run_inproc
 
@@ -30,6 +38,10 @@ OVERRIDES = [
     "split={meta: 0.1, validation: 0.0, test: 0.25}",
     "weights.steps=1",
 ]  # fmt: skip
+
+
+def from_task(task: dict[str, Any]) -> Task:
+    return TypeAdapter(Task).validate_python(task)
 
 
 def write_scan(file: Path, values: np.ndarray) -> None:
@@ -78,7 +90,36 @@ def test_student_and_teachers_find_the_regions(run: Path) -> None:
     assert checkpoint.load(run).phase == "finished"
     rows = pd.DataFrame(json.loads((run / "results.json").read_text())["rows"])
     dice = rows[rows["metric"] == "dice"].groupby(["method", "pattern"])["mean"].mean()
-    print(dice)
     assert dice["student", "all"] > 0.6
     assert dice["student", "flair"] > 0.3
     assert set(rows["metric"]) >= {"dice", "hd95", "nsd", "dice:0", "dice:3"}
+
+
+def test_a_mask_or_scan_that_lies_elsewhere_is_a_finding_and_not_swapped_in_silence(tmp_path: Path) -> None:
+    write_site(tmp_path / "alder", 0, scans=8)
+    mask = np.asarray(nibabel.load(tmp_path / "alder" / "1-mask.nii.gz").dataobj)
+    mirrored = np.diag([-1.0, 1, 1, 1])
+    nibabel.save(nibabel.Nifti1Image(mask.astype(np.int16), mirrored), tmp_path / "alder" / "1-mask.nii.gz")
+    scan = np.asarray(nibabel.load(tmp_path / "alder" / "2-t1ce.nii.gz").dataobj)
+    nibabel.save(nibabel.Nifti1Image(scan[:12].astype(np.float32), np.eye(4)), tmp_path / "alder" / "2-t1ce.nii.gz")
+    (tmp_path / "alder" / "3-mask.nii.gz").unlink()
+    manifest = load_manifest(tmp_path / "alder")
+    manifest = replace(manifest, limits=replace(manifest.limits, bad_rows=1.0))
+    cohort = open_cohort(tmp_path / "alder", manifest, from_task(TASK), SplitConfig(), 0)
+    found = {f.row: (f.column, f.problem) for f in cohort.findings}
+    assert found[3][0] == "mask" and "the mask lies elsewhere than the scans" in found[3][1]
+    assert found[4][0] == "visit" and "the scans flair, t1ce of this row differ in size or place" in found[4][1]
+    assert found[5] == ("mask", "the file does not exist")
+    assert len(cohort) == 5
+
+
+def test_a_changed_mask_changes_the_sites_checksum(tmp_path: Path) -> None:
+    write_site(tmp_path / "alder", 0, scans=8)
+    manifest = load_manifest(tmp_path / "alder")
+    cohort = open_cohort(tmp_path / "alder", manifest, from_task(TASK), SplitConfig(), 0)
+    site = Site(tmp_path / "alder", manifest, cohort)
+    before = site.checksum()
+    assert site.checksum() == before
+    mask = nibabel.load(tmp_path / "alder" / "1-mask.nii.gz")
+    write_scan(tmp_path / "alder" / "1-mask.nii.gz", np.zeros(mask.shape, np.int16))
+    assert site.checksum() != before

@@ -30,6 +30,7 @@ from tests.simulations import fakes
 NAME = fakes.BENCHMARK.name
 METHODS = ("student", "fedavg", "central-full", "teachers")
 ONLY = dataclasses.replace(fakes.BENCHMARK, methods=METHODS, metrics=("auroc",))
+PLAIN = dataclasses.replace(ONLY, name="plain", ablations=())
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -38,7 +39,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the fake benchmark the only one, and the project's code the same even if somebody edits it meanwhile."""
     monkeypatch.setattr(bench, "code_digest", lambda: "code")
     for module in (base, cli):
-        monkeypatch.setattr(module, "benchmarks", lambda: {NAME: ONLY})
+        monkeypatch.setattr(module, "benchmarks", lambda: {NAME: ONLY, "plain": PLAIN})
 
 
 def run(out: Path, **other: object) -> bench.Outcome:
@@ -114,7 +115,7 @@ def test_a_failing_cell_and_a_dying_process_are_recorded_and_only_they_run_again
     first = run(tmp_path)
     assert set(first.missing) == {"fedavg-1-0", "teachers-0-1"}
     assert "RuntimeError: the loss is not a number" in first.missing["fedavg-1-0"]
-    assert "its process died" in first.missing["teachers-0-1"]
+    assert "its process died (exit code 9)" in first.missing["teachers-0-1"]
     assert "Traceback" in (first.folder / "cells" / "fedavg-1-0" / "cell.log").read_text()
     assert load_results(first.folder / "results.json").environment["missing"] == first.missing
     with pytest.raises(ConsiliumError, match="no finished run"):
@@ -155,6 +156,7 @@ def test_sites_that_cannot_be_prepared_end_the_run_with_the_reason(tmp_path: Pat
         run(tmp_path, variant="no-data")
     assert not multiprocessing.active_children()
     assert os.environ["OMP_NUM_THREADS"] == "2"
+    assert not any((tmp_path / NAME).iterdir())  # a run that never began leaves no folder
 
 
 def test_on_a_terminal_every_method_has_a_bar(finished: tuple[bench.Outcome, str]) -> None:
@@ -248,6 +250,10 @@ def invoke(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, 
     ("arguments", "code", "message"),
     [
         (["run", "fake-mortalty"], 1, "did you mean 'fake-mortality'"),
+        (["run", "costum", "--task", "T.yaml", "--sites", "s"], 1, "no benchmark 'costum'; did you mean 'custom'?"),
+        (["run", "custom", "--task", "T.yaml", "--sites", "s", "--set", "teach.rounds"], 1, "--set teach.rounds: say KEY=VALUE"),
+        (["ablate", "custom"], 1, "Your own data have no ablations"),
+        (["ablate", "plain"], 1, f"'plain' has no ablations. These have some: {NAME}"),
         (["run", NAME, "--only", "studnt"], 1, "did you mean 'student'"),
         (["run", NAME, "--variant", "no-date"], 1, "did you mean 'no-data'"),
         (["run", NAME, "--variant", "no-data", "--debug"], 1, "The data are not at /nowhere"),
@@ -293,8 +299,31 @@ def test_table_prints_what_the_run_found(finished: tuple[bench.Outcome, str]) ->
     row = next(r for r in load_results(outcome.folder / "results.json").rows if (r.method, r.pattern) == ("fedavg", "all"))
     assert row.ci95 is not None
     assert f"{row.mean:.3f} ± {row.sd:.3f} [{row.ci95[0]:.3f}, {row.ci95[1]:.3f}]" in said.output
-    line = next(text for text in said.output.splitlines() if re.search(r"student\W+fedavg\W+all\W+AUROC", text))
+    line = next(text for text in said.output.splitlines() if re.search(r"student\W+fedavg\W+what each has\W+AUROC", text))
     assert "better" in line
+    assert "Mean ± sd over seeds" in said.output and "teacher:labs" in said.output
+    assert "teacher:labs/linear" not in said.output
+
+
+def test_of_one_seed_no_spread_is_promised_and_single_teachers_of_an_ensemble_are_not_compared(
+    finished: tuple[bench.Outcome, str], tmp_path: Path
+) -> None:
+    results = load_results(finished[0].folder / "results.json")
+    more = [c.model_copy(update={"b": "teacher:labs/small"}) for c in results.comparisons if c.b == "teacher:labs/linear"]
+    assert more
+    several = results.model_copy(update={"seeds": [0], "comparisons": [*results.comparisons, *more]})
+    console = Console(file=io.StringIO(), width=200)
+    cli.show(several, tmp_path, console)
+    assert "over seeds" not in console.file.getvalue() and "teacher:labs/" not in console.file.getvalue()
+
+
+def test_a_debug_run_is_shown_only_where_there_is_no_other(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    debug = run(tmp_path, debug=True, only=["fedavg"], console=console).folder
+    assert bench.newest_finished(NAME, tmp_path) == debug
+    whole = run(tmp_path, seeds=1, only=["fedavg"]).folder
+    newer = whole.rename(tmp_path / NAME / "20000101-000000")
+    assert bench.newest_finished(NAME, tmp_path) == newer
 
 
 def test_of_hospitals_that_train_and_test_the_table_tells_the_sizes(
@@ -327,7 +356,8 @@ def test_run_exits_with_one_and_names_what_is_missing(
 
 def test_list_names_every_benchmark_for_people_and_programs() -> None:
     listed = json.loads(CliRunner().invoke(cli.app, ["list", "--json"]).output)
-    assert [(b["name"], b["data"], b["methods"], b["folds"]) for b in listed] == [(NAME, "generated", list(METHODS), 2)]
+    assert [(b["name"], b["data"], b["methods"], b["folds"]) for b in listed][:1] == [(NAME, "generated", list(METHODS), 2)]
+    assert listed[0]["factors"] and not listed[1]["factors"]
     assert NAME in CliRunner().invoke(cli.app, ["list"]).output
 
 

@@ -11,15 +11,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from common.arrays import read_arrays
 from common.config import load_config
-from common.data.cohort import concatenate
+from common.data.cohort import Cohort, concatenate
 from common.evaluation.predictions import predict_patterns
+from common.learning.loop import derive_seed
 from server.record import Record
 from server.run import read_config
+from simulations import baselines
 from simulations.ablations import Ablation
-from simulations.baselines import median, open_consortium, ridge
+from simulations.baselines import local, median, open_consortium, ridge
 from simulations.benchmarks.base import Benchmark, Split
 from simulations.cells import methods
 from simulations.consortium import write_tiny
@@ -92,6 +95,31 @@ def test_the_median_is_that_of_the_pooled_patients_and_ridge_regression_finds_wh
     truth = test.holding("admission").inputs["admission"][:, 0].numpy()
     assert said[median] == pytest.approx(np.full(len(truth), age.median().item()), rel=0.01)
     assert np.corrcoef(said[ridge], truth)[0, 1] > 0.9
+
+
+def test_a_site_that_only_evaluates_gets_a_local_student_that_can_read_something_there(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(baselines, "_alone", lambda config, cohort, place: (place, place, []))
+    monkeypatch.setattr(baselines, "_reading_only", lambda student, known: student)
+    monkeypatch.setattr(baselines, "parameters_of", lambda student: 1)
+    whole = open_consortium(work.sites(work.split(Job("local", 0, 0))), load_config("tiny"))
+    some = concatenate(whole.training.values())
+
+    def holding(*at: int) -> Cohort:
+        present = torch.zeros_like(some.present)
+        present[:, list(at)] = True
+        return replace(some, present=present)
+
+    training = {"ash": holding(0), "elm": holding(1), "fir": holding(1, 2), "yew": holding(2)}
+    tests = {f"{kind}-{i}": holding(*at) for kind, at in {"second": [1], "any": [0, 1, 2]}.items() for i in range(20)}
+    draw = local(replace(whole, training=training, testing=tests | {"none": holding(3)})).speaker
+    assert {draw(f"second-{i}")[0] for i in range(20)} == {"elm", "fir"}
+    names = sorted(training)
+    of_all = {site: names[derive_seed(whole.config.seed, "local", site) % 4] for site in tests | {"none": None}}
+    assert {s: draw(s)[0] for s in of_all if not s.startswith("second")} == {
+        s: n for s, n in of_all.items() if not s.startswith("second")
+    }
 
 
 def run(work: Work, method: str) -> Path:

@@ -154,8 +154,15 @@ def test_what_cannot_be_run_is_refused_before_anything_starts(own: Path) -> None
         benchmark(own, "teach.round=3")
     with pytest.raises(ConsiliumError, match=r"holds no site.*consilium-bench split"):
         custom_benchmark(own / "TASK.yaml", own)
-    with pytest.raises(ConsiliumError, match="cannot be read"):
+    with pytest.raises(ConsiliumError, match=r"TSK\.yaml does not exist; did you mean 'TASK\.yaml'"):
         custom_benchmark(own / "TSK.yaml", own / "sites")
+    with pytest.raises(ConsiliumError, match=r"site does not exist; did you mean 'sites'"):
+        custom_benchmark(own / "TASK.yaml", own / "site")
+    (own / "sites" / "forgotten").mkdir()
+    with pytest.raises(ConsiliumError, match=r"'forgotten' in .* have no manifest\.yaml\. Write a manifest, or move"):
+        benchmark(own)
+    (own / "sites" / "forgotten").rename(own / "sites" / ".hidden")
+    assert benchmark(own).name == "custom"
     change(own / "sites" / "site-2", site="site-1")
     with pytest.raises(ConsiliumError, match="name their site 'site-1'"):
         benchmark(own)
@@ -198,6 +205,8 @@ def test_the_command_line_runs_and_shows_own_data(own: Path, monkeypatch: pytest
     assert done.exit_code == 0, done.output
     assert "Tested: 45 visits, 45 patients, 1 sites" in done.output and "Accuracy" in done.output
     assert "every value is the same" in done.output
+    (student,) = (own / "runs" / "custom").glob("*/cells/student-0-0/run/student.safetensors")
+    assert f"Student: {student}" in done.output
     again = command("table", "custom")
     assert again.exit_code == 0 and "custom: all: I, II, III, IV from rna, meth, prot" in again.output
     assert "for your own data" in str(command("run", "demo", *options).exception)
@@ -231,3 +240,23 @@ def test_links_are_followed_within_a_site_and_its_own_folder_is_never_taken_alon
     mirrored = tmp_path / "sites" / "site-1"
     assert not (mirrored / ".consilium").exists() and not any(elsewhere.iterdir())
     assert not (mirrored / "other.csv").resolve().is_relative_to(tmp_path / "sites")
+
+
+def test_a_site_that_refuses_ends_the_run_in_its_own_words(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONSILIUM_RUNS", str(own / "runs"))
+    file = own / "sites" / "site-2" / "patients.csv"
+    pd.read_csv(file).assign(rna_0="?").to_csv(file, index=False)
+    done = command("run", "custom", "--task", own / "TASK.yaml", "--sites", own / "sites", "--seeds", 1, "--only", "teachers")
+    said = str(done.exception)
+    assert isinstance(done.exception, ConsiliumError) and "Site 'site-2' refuses" in said, said
+    assert "limits.bad_rows" in said and f"consilium-client check {own / 'sites'} --task {own / 'TASK.yaml'}" in said
+    assert "memory" not in said and "process" not in said
+
+
+def test_a_regression_is_compared_with_the_median(own: Path) -> None:
+    raw = yaml.safe_load((own / "TASK.yaml").read_text())
+    assert "median" not in benchmark(own).methods
+    (own / "TASK.yaml").write_text(yaml.safe_dump(raw | {"type": "regression", "outputs": ["age"]}))
+    for file in (own / "sites").glob("*/manifest.yaml"):
+        change(file.parent, labels={"age": "rna_0"})
+    assert benchmark(own).methods[-1] == "median" and "median" in benchmark(own).overrides

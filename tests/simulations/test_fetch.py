@@ -16,6 +16,7 @@ from threading import Thread
 import pytest
 
 from common.errors import ConsiliumError
+from simulations.benchmarks.base import benchmarks
 from simulations.datasets import official
 from simulations.datasets.remote import RemoteData, RemoteFile
 from simulations.fetch import CHECKSUMS, fetch, fetch_data, remote_data
@@ -176,3 +177,17 @@ def test_the_spoken_digits_are_packed_again_without_the_commit_in_their_names(
     monkeypatch.setattr(official, "FSDD_SHA256", hashlib.sha256(listed.encode()).hexdigest())
     with tarfile.open(fetch_data(digits, tmp_path / "data", print) / official.FSDD_FILE) as kept:
         assert kept.getnames() == [f"{official.FSDD_FOLDER}/recordings/{n}_theo_0.wav" for n in (0, 1)]
+
+
+def test_a_data_set_is_found_by_the_benchmarks_that_need_it(tmp_path: Path) -> None:
+    named = {name: data for data in remote_data().values() for name in data.benchmarks}
+    by_hand = {"covid-cxr", "hippocampus", "mind-mortality", "mind-phenotyping", "pb-mortality"}
+    assert {*named} == {name for name, benchmark in benchmarks().items() if benchmark.data == "real"} - by_hand
+    for name in by_hand:
+        with pytest.raises(ConsiliumError, match=f"The data of '{name}' cannot be fetched. 'consilium-bench run {name}' says"):
+            fetch(name, tmp_path, lambda said: None)
+    (tmp_path / "uci_heart").mkdir()
+    with pytest.raises(ConsiliumError, match=r"uci_heart lacks processed\.cleveland"):
+        fetch("heart-disease", tmp_path, lambda said: None)
+    with pytest.raises(ConsiliumError, match="did you mean 'heart-disease'"):
+        fetch("heart-diseas", tmp_path, lambda said: None)

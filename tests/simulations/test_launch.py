@@ -229,7 +229,7 @@ def test_the_demonstration_shows_every_pattern_on_all_hospitals_patients(
     assert lines[0][:2] == ["whatever each patient has", f"{auroc:.3f}"]
     assert lines[0][3] == str(len(everybody))
     assert {line[0] for line in lines[1:]} == set(predictions["pattern"]) - {"all"}
-    assert "Modality weights: admission" in said
+    assert "they sum to 1), from start to end: admission 0.25 -> " in said
 
 
 def test_a_demonstration_that_fails_ends_with_exit_code_1_and_the_reason(
@@ -263,3 +263,13 @@ def test_an_interrupted_demonstration_says_how_it_goes_on(
     monkeypatch.setattr(launch, "run_flower", interrupted)
     assert launch.main(["demo"]) == 1
     assert f"consilium-server resume {tmp_path.resolve()}/runs/demo/" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_ends_show_quietly() -> None:
+    code = (
+        "import sys; from simulations import launch; launch.show = lambda run: print('line\\n' * 10**6); "
+        "sys.exit(launch.main(['show', '.']))"
+    )
+    words = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", words], cwd=Path(__file__).parents[2], capture_output=True, text=True)  # noqa: S607
+    assert (done.stdout, done.stderr, done.returncode) == ("line\n", "", 0)

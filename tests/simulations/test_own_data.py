@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import client.cli
 import simulations.cli
-from common.data.manifest import Source
+from common.data.manifest import Manifest, Source, check_against_task
 from common.evaluation.results import Results, load_results
 from common.task import Task
 
@@ -56,12 +56,18 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_worked_example_trains_a_student_that_is_better_than_its_best_single_modality(
     here: Path, record_property: Any
 ) -> None:
-    (example,) = blocks("python")
-    exec(compile(example, str(DOC), "exec"), {})  # noqa: S102
+    table, use = blocks("python")
+    exec(compile(table, str(DOC), "exec"), {})  # noqa: S102
     split, run, check = (line for block in blocks("sh") for line in block.splitlines())
     assert "test" in command(split)
-    command(f"{run} {SHORT}")
+    assert "cells/student-0-0/run/student.safetensors (how to use it" in command(f"{run} {SHORT}")
     found = load_results(next((here / "runs" / "custom").glob("*/results.json")))
+    names: dict[str, Any] = {}
+    exec(compile(use, str(DOC), "exec"), names)  # noqa: S102
+    (cell,) = (here / "runs" / "custom").glob("*/cells/student-0-0/predictions.parquet")
+    ran = pd.read_parquet(cell).query("model == 'student' and pattern == 'all'")
+    used = names["predictions"].query("pattern == 'all'")
+    assert used["score"].to_numpy() == pytest.approx(ran["score"].to_numpy(), abs=1e-6) and len(used) > 100
     assert not any("prot" in r.pattern for r in found.rows)
     student, single = best_single(found, "auroc")
     record_property("AUROC of the student, and of its best single modality", (round(student, 3), round(single, 3)))
@@ -86,6 +92,9 @@ def test_six_tables_and_ten_classes_run_from_one_csv(here: Path, record_property
 
 
 def test_the_fragments_of_files_fit_their_formats() -> None:
-    task, manifest = (yaml.safe_load(block) for block in blocks("yaml"))
+    task, manifest, whole = (yaml.safe_load(block) for block in blocks("yaml"))
+    kinds = {"slide": {"kind": "image"}, "cough": {"kind": "audio"}}
+    classes = TypeAdapter(Task).validate_python(task | {"modalities": kinds})
+    check_against_task(TypeAdapter(Manifest).validate_python(whole), classes)
     assert TypeAdapter(Task).validate_python(task).type == "multiclass"
     assert [TypeAdapter(Source).validate_python(s).kind for s in manifest["modalities"].values()] == ["table", "table"]

@@ -36,11 +36,11 @@ def table(tmp_path: Path) -> Path:
     return tmp_path / "all.csv"
 
 
-def split(table: Path, **wish: Any) -> tuple[pd.DataFrame, Path, Path]:
+def split(table: Path, said: list[str] | None = None, **wish: Any) -> tuple[pd.DataFrame, Path, Path]:
     """Returns what was told, the task file and the sites."""
     task, out = table.parent / "TASK.yaml", table.parent / "sites"
     wish = {"labels": ["died"], "modalities": MODALITIES} | wish
-    return split_table(table, task, out, Wish(**wish)), task, out
+    return split_table(table, task, out, Wish(**wish), (said if said is not None else []).append), task, out
 
 
 def opened(out: Path, task: Path) -> dict[str, Cohort]:
@@ -145,6 +145,7 @@ def test_a_task_that_is_there_already_names_the_columns(table: Path) -> None:
         ({"sites": 2, "labels": ["dyed"]}, "no column 'dyed'; did you mean 'died'"),
         ({"sites": 2, "labels": ["died", "stage"]}, "column 'stage' holds other values"),
         ({"sites": 2, "labels": ["pid"]}, "120 classes, more than 50"),
+        ({"sites": 44}, r"216 patients are left for them, fewer than 5 each.*at most 43"),
         ({"sites": 2, "modalities": ["rna=rns_*"]}, r"no column fits 'rns_\*'"),
         ({"sites": 2, "modalities": ["rna"]}, "is not of the form NAME=COLUMN"),
         ({"sites": 2, "modalities": ["all=rna_1,died"]}, "'died' is a label"),
@@ -193,3 +194,61 @@ def test_sites_of_a_regression_name_the_unit_of_their_task(table: Path) -> None:
     told, file, out = split(table, sites=2, labels=["age"], modalities=(), test=0.2, reference=0.1)
     assert sum(map(len, opened(out, file).values())) == 239  # one row has no gene
     assert told.set_index("site")["patients"][["reference", "test"]].tolist() == pytest.approx([24, 48], abs=2)
+
+
+OF_NUMBERS = {"type": "regression", "outputs": ["los"]}
+OF_CLASSES = {"type": "multiclass", "outputs": ["I", "II"]}
+OF_EVENTS = {"type": "binary", "outputs": ["death"]}
+
+
+@pytest.mark.parametrize(
+    ("task", "column", "said"),
+    [
+        (
+            OF_NUMBERS,
+            "stage",
+            r"is of type regression: column 'stage' must hold a number, and does not in 240 row\(s\), first row 2",
+        ),
+        (OF_CLASSES, "stage", r"column 'stage' must hold one of the classes I, II, and does not in 80 row\(s\)"),
+        (OF_EVENTS, "age", r"is of type binary: column 'age' must hold 0 or 1"),
+    ],
+)
+def test_labels_that_do_not_fit_a_task_that_is_there_are_refused(table: Path, task: Any, column: str, said: str) -> None:
+    modalities = {"rna": {"kind": "table", "features": RNA}}
+    (table.parent / "TASK.yaml").write_text(yaml.safe_dump({"name": "own", "modalities": modalities} | task))
+    with pytest.raises(ConsiliumError, match=said):
+        split(table, sites=2, labels=[column], modalities=())
+    assert not (table.parent / "sites").exists()
+
+
+def test_a_label_column_of_another_name_is_said_to_be_the_output(table: Path) -> None:
+    modalities = {"rna": {"kind": "table", "features": RNA}}
+    (table.parent / "TASK.yaml").write_text(yaml.safe_dump({"name": "own", "modalities": modalities} | OF_EVENTS))
+    said: list[str] = []
+    split(table, said, sites=2, labels=["bled"], modalities=())
+    assert said == ["Column 'bled' is taken for output 'death' of task 'own'."]
+
+
+def test_names_of_sites_are_written_in_plain_letters_and_understood_as_they_were(table: Path) -> None:
+    frame = pd.read_csv(table)
+    frame["ward"] = frame["ward"].replace({"north": "Köln-Süd", "south": "7"})
+    frame.to_csv(table, index=False)
+    said: list[str] = []
+    told, _, out = split(table, said, by="ward", patient="pid", reference=0.0, hold=["Köln-Süd=rna"])
+    assert list(told["site"]) == ["7", "Koln-Sud", "St.-Anne"]
+    assert said == ["Site 'Köln-Süd' is written 'Koln-Sud'.", "Site 'St. Anne' is written 'St.-Anne'."]
+    assert list(load_manifest(out / "Koln-Sud").modalities) == ["rna"]
+
+
+def test_whole_numbers_stay_whole_where_cells_are_empty(table: Path) -> None:
+    _, _, out = split(table, sites=2, reference=0.0, missing=0.4, labels=["died"])
+    cells = pd.concat([pd.read_csv(f, dtype=str) for f in out.glob("*/patients.csv")])["age"].dropna()
+    assert 0 < len(cells) < 240 and not cells.str.contains(".", regex=False).any()
+
+
+def test_a_table_that_is_not_there_or_has_semicolons_is_called_so(table: Path) -> None:
+    with pytest.raises(ConsiliumError, match=r"al\.csv does not exist; did you mean 'all\.csv'"):
+        split(table.with_name("al.csv"), sites=2)
+    pd.read_csv(table).to_csv(table, index=False, sep=";")
+    with pytest.raises(ConsiliumError, match=r"has no column 'died'\. It is separated by semicolons"):
+        split(table, sites=2)

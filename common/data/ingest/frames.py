@@ -13,7 +13,20 @@ Parsed = tuple[NDArray[np.float64], NDArray[np.bool_]]
 
 
 class IngestError(Exception):
-    """A file or cell that cannot be used; the text names columns and causes, never values."""
+    """A file or cell that cannot be used; the text names columns and causes, never values.
+
+    Attributes:
+        column: Column at fault, if it is known.
+    """
+
+    column: str | None = None
+
+    @classmethod
+    def at(cls, column: str, problem: str) -> IngestError:
+        """Returns the error of a column."""
+        error = cls(f"column '{column}' {problem}")
+        error.column = column
+        return error
 
 
 def inside(folder: Path, cell: str) -> Path:
@@ -46,6 +59,11 @@ def read_frame(path: Path) -> pd.DataFrame:
         raise IngestError("the file is not in encoding 'utf-8'; save it in that encoding, or as Parquet") from None
     except Exception as error:  # pandas and pyarrow raise many kinds, whose texts may quote cells
         raise IngestError(f"the file cannot be read as {path.suffix[1:] or 'CSV'} ({type(error).__name__})") from None
+
+
+def separated(frame: pd.DataFrame) -> str:
+    """Returns what to do where columns are missing because semicolons stand between them; empty where that is not so."""
+    return ". It is separated by semicolons: write it with commas." if any(";" in str(c) for c in frame) else ""
 
 
 class Rows:
@@ -81,7 +99,7 @@ class Rows:
             self._parsed[column] = numbers(self._frame, column)
         values, bad = self._parsed[column]
         if bad[self._at].any():
-            raise IngestError(f"column '{column}' holds text or infinity where a number is expected")
+            raise IngestError.at(column, "holds text or infinity where a number is expected")
         return values[self._at]
 
 

@@ -46,5 +46,5 @@ def read_table(rows: Rows, source: Source, modality: Modality) -> NDArray[np.gen
 def _one_hot(code: str, codes: dict[str, str], categories: tuple[str, ...], column: str) -> NDArray[np.float32]:
     category = codes.get(code, code if not codes else None)
     if category not in categories:
-        raise IngestError(f"column '{column}' holds a code that the manifest does not map to a category")
+        raise IngestError.at(column, "holds a code that the manifest does not map to a category")
     return np.asarray(np.arange(len(categories)) == categories.index(category), dtype=np.float32)

@@ -1,7 +1,7 @@
 """Three-dimensional scans and their masks: NIfTI by nibabel, resampled by MONAI.
 
 Arrays are brought into the same orientation (right, anterior, superior) and centred in the task's grid. Voxels outside the scan
-are NaN, in a mask ``OUTSIDE``: how large a scan was can still be seen, and no grid can hide that a mask belongs to another.
+are NaN, in a mask ``OUTSIDE``. Whether scans and mask of a row lie in the same place, :func:`place_of` tells.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from common.data.ingest.frames import IngestError
 from common.task import Modality
 
 OUTSIDE = -1
+MILLIMETRE = 0.05  # by which a voxel of 1 mm may be off
 AGAIN = "export it again as NIfTI (.nii or .nii.gz)"
 
 
@@ -87,8 +88,22 @@ def _loaded(path: Path, what: str) -> tuple[NDArray[np.float64], NDArray[np.floa
     return values, affine
 
 
+def place_of(path: Path) -> NDArray[np.float64]:
+    """Returns where a scan or mask lies: its size and its affine, [5, 4], in the closest canonical orientation.
+
+    Raises:
+        IngestError: If the file is no readable scan.
+    """
+    values, affine = _loaded(path, "scan")
+    return np.vstack([[*values.shape, 0], affine])
+
+
 def _resampled(values: NDArray[np.float64], affine: NDArray[np.float64], modality: Modality, mode: str) -> NDArray[np.float64]:
     if modality.spacing_mm is None:
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        if not np.allclose(spacing, 1, atol=MILLIMETRE):
+            told = " x ".join(f"{edge:.2g}" for edge in spacing)
+            raise IngestError(f"its voxels are {told} mm, not 1 mm; set 'spacing_mm' in the task, to which scans are resampled")
         return values
     import torch  # here: these take seconds
     from monai.data.meta_tensor import MetaTensor

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from common.models.encoders.image import read_map
+from common.models.encoders.image import ConvImage
 from common.models.registry import Encoder, Reading, Size, encoder
 from common.task import Modality
 
@@ -52,31 +52,17 @@ class LinearAudio(Encoder):
         return torch.cat([stretched(x, PARTS).flatten(1), length], dim=1)
 
 
-class ConvAudio(Encoder):
-    """Convolutions over time and coefficients with GroupNorm, on recordings stretched to one length.
+class ConvAudio(ConvImage):
+    """The networks of images over time and coefficients, on recordings stretched to one length.
 
     They see the order of what is heard, not its pace; ``smil`` sees both.
     """
 
-    channels: int
-
-    def __init__(self, modality: Modality, width: int, dropout: float) -> None:
-        """Args as in :func:`common.models.registry.build_encoder`."""
-        super().__init__()
-        self.features = width
-        steps = [1, self.channels, 2 * self.channels, 2 * self.channels]
-        layers: list[nn.Module] = []
-        for before, after in pairwise(steps):
-            layers += [nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1), nn.GroupNorm(4, after), nn.GELU()]
-        self.convolutions = nn.Sequential(*layers, nn.AdaptiveAvgPool2d((3, 3)))
-        self.dropout = nn.Dropout(dropout)
-        self.token_width = steps[-1]
-        self.out = nn.Linear(9 * steps[-1], width)
+    edge = 3
 
     def read(self, x: Tensor) -> Reading:
         """[B, 2, T, K] -> [B, width] and nine tokens, the places of the map."""
-        maps = self.convolutions(stretched(x, STRETCHED)[:, None])
-        return read_map(maps, self.out(self.dropout(maps.flatten(1))))
+        return super().read(stretched(x, STRETCHED)[:, None])
 
 
 @encoder("audio", "compact")

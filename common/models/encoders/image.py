@@ -35,9 +35,10 @@ def read_map(maps: Tensor, feature: Tensor) -> Reading:
 
 
 class ConvImage(Encoder):
-    """Three strided convolutions with GroupNorm, then a linear map of the 4 x 4 feature map."""
+    """Three strided convolutions with GroupNorm, then a linear map of the feature map, pooled to ``edge`` x ``edge`` places."""
 
     channels: int
+    edge = 4
 
     def __init__(self, modality: Modality, width: int, dropout: float) -> None:
         """Args as in :func:`common.models.registry.build_encoder`."""
@@ -47,13 +48,13 @@ class ConvImage(Encoder):
         layers: list[nn.Module] = []
         for before, after in pairwise(steps):
             layers += [nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1), nn.GroupNorm(4, after), nn.GELU()]
-        self.convolutions = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4))
+        self.convolutions = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(self.edge))
         self.dropout = nn.Dropout(dropout)
         self.token_width = steps[-1]
-        self.out = nn.Linear(16 * steps[-1], width)
+        self.out = nn.Linear(self.edge**2 * steps[-1], width)
 
     def read(self, x: Tensor) -> Reading:
-        """[B, 1, H, W] -> [B, width] and 16 tokens, the places of the map."""
+        """[B, 1, H, W] -> [B, width] and a token per place of the map."""
         maps = self.convolutions(x)
         return read_map(maps, self.out(self.dropout(maps.flatten(1))))
 

@@ -30,7 +30,6 @@ class VolumeEncoder(MapEncoder):
         first = self.times * width
         self.channels = (first, 2 * first, 4 * first)
         self.features = self.channels[-1]
-        self.token_width = self.features
         self.levels = nn.ModuleList()
         before = inputs
         for channels, stride in zip(self.channels, (2, 2, 1), strict=True):

@@ -1,0 +1,1 @@
+"""MIMIC-IV, MIMIC-CXR-JPG and MIMIC-IV-Note in MedFuse's extraction: readers, pairing, sites, and a generated twin."""

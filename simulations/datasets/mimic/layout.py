@@ -1,0 +1,123 @@
+"""Where the files of MIMIC lie, and how they are read: what is missing, cut short or empty is named with its file and row.
+
+Messages name files, rows and columns, never a subject or a value: the data use agreement forbids it.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import numpy as np
+import pandas as pd
+
+from common.errors import ConsiliumError
+
+FOLDER = "mimic"
+EXTRACTED, CXR, HOSPITAL, NOTES = "mimic-iv-extracted", "mimic-cxr-jpg", "mimic-iv", "mimic-iv-note"
+MARK = "GENERATED.json"
+"""A root that holds this file holds no real patients."""
+HOW_TO_GET = (
+    f"A folder '{FOLDER}' below CONSILIUM_DATA holds (or links to) '{EXTRACTED}', what MedFuse's mimic4extract makes of MIMIC-IV "
+    f"(root/, in-hospital-mortality/, phenotyping/; https://github.com/nyuad-cai/MedFuse); '{CXR}', MIMIC-CXR-JPG 2.0.0 with its "
+    f"metadata and resized/ or files/; for pb-mortality also '{HOSPITAL}' (hosp/) and '{NOTES}' (note/discharge.csv.gz). "
+    "PhysioNet gives them to credentialed users. Without the folder a generated twin takes their place."
+)
+Data = Literal["real", "generated"]
+UNREADABLE = (OSError, EOFError, zlib.error, ValueError)  # pandas' parser errors and wrong encodings are ValueErrors
+
+
+def origin(root: Path) -> tuple[Data, str]:
+    """Returns whether the patients of a root are real, and what to call them.
+
+    Raises:
+        ConsiliumError: If the mark of generated patients cannot be read.
+    """
+    file = root / MARK
+    if not file.exists():
+        return "real", "MIMIC-IV and MIMIC-CXR-JPG, MedFuse's extraction"
+    try:
+        said = json.loads(file.read_text(encoding="utf-8"))
+        return "generated", f"generated twin of MIMIC, version {said['version']}, seed {said['seed']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConsiliumError(f"{file} marks generated patients but cannot be read. Remove the folder {root}.") from None
+
+
+def find(folder: Path, name: str) -> Path:
+    """Returns a file, or the same one with ``.gz``.
+
+    Raises:
+        ConsiliumError: If there is neither.
+    """
+    for file in (folder / name, folder / f"{name}.gz"):
+        if file.is_file():
+            return file
+    raise ConsiliumError(f"The data are not complete: {folder / name} (or {name.rsplit('/', 1)[-1]}.gz) is missing. {HOW_TO_GET}")
+
+
+def read(
+    folder: Path, name: str, columns: Iterable[str], *, filled: Collection[str] | None = None, **options: Any
+) -> tuple[pd.DataFrame, Path]:
+    """Reads some columns of a CSV file.
+
+    Args:
+        folder: Its folder.
+        name: Its path below the folder; the file may have ``.gz`` too.
+        columns: Columns that are read.
+        filled: Those of which no cell may be empty; all by default.
+        **options: For ``pandas.read_csv``.
+
+    Returns:
+        The frame, one row per line of the file (row k of the frame is line k + 2), and the file.
+
+    Raises:
+        ConsiliumError: If the file is missing, cut short or no CSV, lacks a column, or has an empty cell where none may be.
+    """
+    wanted, file = list(columns), find(folder, name)
+    try:
+        frame = pd.read_csv(file, usecols=lambda column: column in wanted, low_memory=False, **options)
+    except UNREADABLE as error:
+        raise unreadable(file, error) from None
+    absent = [c for c in wanted if c not in frame]
+    if absent:
+        raise ConsiliumError(f"{file} lacks the column(s) {', '.join(absent)} of its documentation. {HOW_TO_GET}")
+    for column in wanted if filled is None else filled:
+        refuse(frame[column].isna(), file, f"'{column}' is empty; the file may be cut short")
+    return frame[wanted], file
+
+
+def unreadable(file: Path, error: Exception) -> ConsiliumError:
+    """Returns the error for a file that is cut short or no CSV; what the parser says may quote cells and is left out."""
+    return ConsiliumError(f"{file} cannot be read ({type(error).__name__}): it is cut short or no CSV file. Get it again.")
+
+
+def refuse(bad: pd.Series[bool], file: Path, fault: str) -> None:
+    """Raises ``ConsiliumError`` with the line of the first row that has a fault, and how many have it."""
+    rows = np.flatnonzero(bad.to_numpy())
+    if len(rows):
+        more = f" ({len(rows):,} rows)" if len(rows) > 1 else ""
+        raise ConsiliumError(f"{file}, line {rows[0] + 2}: {fault}{more}. Get the file, or make the extraction, again.")
+
+
+def times(frame: pd.DataFrame, column: str, file: Path) -> pd.Series[pd.Timestamp]:
+    """Returns a column of times.
+
+    Raises:
+        ConsiliumError: If a cell is none.
+    """
+    found = pd.to_datetime(frame[column], format="ISO8601", errors="coerce")
+    refuse(found.isna(), file, f"'{column}' is no time")
+    return found
+
+
+def incomplete(file: Path, what: str) -> NoReturn:
+    """Raises ``ConsiliumError``: files that belong together do not."""
+    raise ConsiliumError(f"{file}: {what}. Files of two versions may be mixed: make the extraction again, from one. {HOW_TO_GET}")
+
+
+def tell(counts: dict[str, int], found: Mapping[str, int]) -> None:
+    """Adds what was left out to the counts of a data set."""
+    counts.update({reason: int(number) for reason, number in found.items()})
