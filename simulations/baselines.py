@@ -1,4 +1,4 @@
-"""Baselines that are no run of the five phases: ``local``, ``fedavg``, ``central``, ``central-full``, ``median``, ``ridge``.
+"""Baselines that are no run of the five phases.
 
 They open the same folders through the same code as the sites, and train by the same settings: one place as ``distill``, FedAvg
 as ``refine``. A benchmark may choose others for them (``Benchmark.overrides``). With validation patients (``split.validation``)
@@ -11,6 +11,7 @@ import copy
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from common.evaluation.predictions import STUDENT, Speaker, student_speaker
 from common.learning.lessons import log_odds, parts_of, train_student, train_teacher
 from common.learning.loop import Fit, derive_seed, fit, span_of
 from common.learning.losses import task_loss
+from common.learning.modality_weights import random_patterns
 from common.models.registry import architectures, build_encoder
 from common.models.student import Student, parameters_of
 from common.models.teacher import Teacher
@@ -114,6 +116,28 @@ def central(consortium: Consortium) -> Trained:
     pooled = concatenate(c for _, c in sorted(consortium.training.items()))
     student, scaling, curve = _alone(consortium.config, pooled, "central")
     return Trained(lambda site: (student_speaker(student), scaling), parameters_of(student), {}, curve)
+
+
+def central_zero(consortium: Consortium) -> Trained:
+    """Trains one zero-filled multimodal network on all training patients at one place, dropping modalities at random."""
+    config = consortium.config
+    scaling, prior = common_ground(consortium.training.values())
+    pooled = concatenate(c for _, c in sorted(consortium.training.items())).standardised(scaling)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.seed, "central-zero"))
+        network = zero_filled(config, prior)
+    train, held_out, patch = pooled.part("train"), pooled.part("validation"), config.model.patch
+    result = fit(
+        network,
+        len(train),
+        _loss(network, train, patch, dropout=config.distill.dropout),
+        config.distill.training,
+        epochs=config.distill.epochs,
+        seed=derive_seed(config.seed, "baseline", "central-zero"),
+        validate=(lambda: cast("float", _pooled_loss(network, [held_out], patch))) if len(held_out) else None,
+    )
+    speaker = Speaker(STUDENT, lambda batch: windowed(network, batch, patch))
+    return Trained(lambda site: (speaker, scaling), parameters_of(network), {}, _curves(result, "central-zero"))
 
 
 def unimodal(consortium: Consortium) -> Trained:
@@ -273,6 +297,7 @@ BASELINES: Mapping[str, Callable[[Consortium], Trained]] = {
     "fedavg": fedavg,
     "central": central,
     "central-full": central,
+    "central-zero": central_zero,
     "unimodal": unimodal,
     "median": median,
     "ridge": ridge,
@@ -298,9 +323,13 @@ def _pooled(consortium: Consortium) -> tuple[Cohort, Standardisation]:
     return pooled.standardised(scaling), scaling
 
 
-def _loss(network: nn.Module, train: Cohort, patch: Edges | None) -> Callable[[Tensor, torch.Generator], Tensor]:
+def _loss(
+    network: nn.Module, train: Cohort, patch: Edges | None, dropout: float = 0.0
+) -> Callable[[Tensor, torch.Generator], Tensor]:
     def loss(index: Tensor, generator: torch.Generator) -> Tensor:
         batch = random_patches(train.batch(index), patch, generator) if patch else train.batch(index)
+        if dropout:
+            batch = batch.masked(random_patterns(batch.present, dropout, generator))
         return task_loss(train.task.type, network(batch), batch.labels).mean()
 
     return loss

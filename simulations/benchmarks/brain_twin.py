@@ -7,21 +7,12 @@ from typing import Any
 
 from filelock import FileLock
 
-from common.errors import ConsiliumError
 from common.evaluation.metrics import REGION_METRICS
-from simulations.ablations import Ablation
 from simulations.benchmarks.base import Benchmark, Split
+from simulations.benchmarks.brats import ABLATIONS, METHODS, refuse_another_reference
 from simulations.datasets import brain_twin, brats
 
-METHODS = ("student", "teachers", "student-uniform", "student-no-kd", "fedavg", "local", "central", "central-full")
 TWIN = "the generator of the twin writes it"
-REGIONS = (
-    Ablation("student-joint", "fusion", "joint, concatenated maps", ("model.fusion=joint",)),
-    Ablation("student-late", "fusion", "late, logits alone", ("model.fusion=late",)),
-    Ablation("student-no-pairwise", "pairwise distillation", "off", ("distill.delta=0",)),
-    Ablation("student-one-row", "modality weights", "one row for all regions", ("weights.per_output=false",)),
-    Ablation("student-dropout-batch", "modality dropout", "drawn per batch", ("distill.dropout_by=batch",)),
-)
 
 
 def prepare(folder: Path, split: Split) -> dict[str, Any]:
@@ -30,8 +21,7 @@ def prepare(folder: Path, split: Split) -> dict[str, Any]:
     Raises:
         ConsiliumError: If another reference set is asked for: the protocol's is an institution.
     """
-    if split.reference is not None:
-        raise ConsiliumError("The reference set of BraTS is one institution: there is no other share of it.")
+    refuse_another_reference(split)
     root = folder.parent / "brain-twin"
     root.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(root.with_suffix(".lock")):
@@ -52,5 +42,5 @@ BENCHMARK = Benchmark(
     prepare=prepare,
     methods=METHODS,
     metrics=REGION_METRICS,
-    ablations=REGIONS,
+    ablations=ABLATIONS,
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -9,11 +11,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from rich.console import Console
 
 from common.config import load_config
 from common.data.folder import open_cohort
 from common.data.manifest import load_manifest
 from common.errors import ConsiliumError
+from common.evaluation.results import load_results
+from simulations import bench
+from simulations.benchmarks import metakd_brats2018, metakd_brats2019, metakd_brats2020
+from simulations.benchmarks.base import Benchmark, Split
 from simulations.datasets import brain_twin, brats
 
 FEW = {"CBICA": 2, "2013": 4, "TCIA03": 3}
@@ -139,3 +146,37 @@ def test_a_mask_that_writes_3_for_enhancing_tumour_is_a_finding(root: Path, tmp_
     cohort = open_cohort(folder, load_manifest(folder), task, load_config("brain-twin").split, 0)
     assert [(f.row, f.column) for f in cohort.findings] == [(2, "seg")]
     assert "the mask holds 3, the task's regions know 1, 2, 4" in cohort.findings[0].problem
+
+
+YEARS: list[Benchmark] = [b.BENCHMARK for b in (metakd_brats2018, metakd_brats2019, metakd_brats2020)]
+SMALL = (
+    *(f"task.modalities.{m}.voxels=[16,16,16]" for m in brats.MODALITIES),
+    "model.patch=[8,16,16]",
+    "federation.min_patients=1",
+)
+
+
+def test_a_year_runs_on_the_organisers_layout_with_every_kind_of_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONSILIUM_DATA", str(tmp_path))
+    brain_twin.write_twin(tmp_path / "brats2018", seed=1, edge=16, cases={"CBICA": 6, "2013": 20, "TCIA03": 9})
+    methods = ("student", "metakd-faithful", "central-zero", "fedavg")
+    wanted = replace(YEARS[0], methods=methods, overrides=dict.fromkeys(methods, SMALL))
+    outcome = bench.run(wanted, debug=True, out=tmp_path / "runs", workers=1, console=Console(file=io.StringIO()))
+    assert outcome.missing == {}
+    rows = load_results(outcome.folder / "results.json").rows
+    ours = {(r.method, r.pattern) for r in rows if not r.published and r.site is None and r.metric == "dice"}
+    assert {(m, p) for m in methods for p in ("all", "flair", "t1ce+t2")} <= ours
+    assert {r.published for r in rows if r.method == "MetaKD"} == {
+        "second-hand: 'expected table' in a third party's README, unverified"
+    }
+
+
+@pytest.mark.parametrize("benchmark", YEARS, ids=lambda b: b.name)
+def test_without_the_data_a_year_says_where_they_are_and_names_the_twin(
+    benchmark: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONSILIUM_DATA", str(tmp_path))
+    with pytest.raises(ConsiliumError, match=r"holds no case.*Register with.*consilium-bench run brain-twin"):
+        benchmark.prepare(tmp_path / "sites", Split(0, 0))
+    with pytest.raises(ConsiliumError, match="reference set of BraTS is one institution"):
+        benchmark.prepare(tmp_path / "sites", Split(0, 0, reference=0.2))

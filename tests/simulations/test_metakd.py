@@ -13,6 +13,7 @@ import yaml
 from common.data.manifest import FILE_NAME, REFERENCE_FOLDER
 from common.evaluation.metrics import metrics
 from common.evaluation.predictions import predict_patterns
+from common.models.fusion import Features
 from simulations import metakd
 from simulations.baselines import Consortium, Trained, open_consortium, unimodal
 from simulations.metakd import MetaKD, metakd_faithful
@@ -30,7 +31,7 @@ def test_an_absent_modality_is_the_mean_of_the_present_ones() -> None:
     filled = features.clone()
     filled[0, 2] = (features[0, 0] + features[0, 1]) / 2
     filled[1, :2] = features[1, 2]
-    held = features * present[:, :, None]
+    held = Features(features * present[:, :, None])
     assert torch.allclose(network.fused(held, present), network.head(filled.flatten(1)), atol=1e-6)
     weights = torch.tensor([0.2, 0.5, 0.3])
     scaled = network.head((filled * weights[:, None]).flatten(1))

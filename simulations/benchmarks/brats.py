@@ -1,0 +1,87 @@
+"""What the benchmarks on BraTS and on its twin share: methods, ablations, and the sites of a year."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from common.errors import ConsiliumError
+from common.evaluation.metrics import REGION_METRICS
+from simulations.ablations import METAKD, UNIFORM, Ablation
+from simulations.benchmarks.base import Benchmark, Mark, Published, Split
+from simulations.datasets import brats
+from simulations.datasets.files import data_folder
+
+METHODS = (
+    "student", "teachers", "student-uniform", "student-no-kd", "metakd-faithful", "central-zero", "fedavg", "local", "central",
+    "central-full",
+)  # fmt: skip
+ABLATIONS = (
+    Ablation("student-joint", "fusion", "joint, concatenated maps", ("model.fusion=joint",)),
+    Ablation("student-late", "fusion", "late, logits alone", ("model.fusion=late",)),
+    Ablation("student-no-pairwise", "pairwise distillation", "off", ("distill.delta=0",)),
+    Ablation("student-ratio", "pairwise distillation", "ratio of the weights, as released", ("distill.pairwise=ratio",)),
+    Ablation("student-uniform", "modality weights", "uniform", UNIFORM),
+    Ablation("student-metakd", "modality weights", "by MetaKD's released estimator", METAKD),
+    Ablation("student-one-row", "modality weights", "one row for all regions", ("weights.per_output=false",)),
+    Ablation("student-dropout-batch", "modality dropout", "drawn per batch", ("distill.dropout_by=batch",)),
+    Ablation("student-no-refine", "refine", "off", ("refine.rounds=0",)),
+)
+SHASPEC = "ShaSpec, Table 1, without post-processing: 66 validation cases scored online"
+METAKD_TABLE = "'expected table' in a third party's README, unverified"
+NOT_READABLE = "MetaKD (arXiv 2405.07155): its table could not be read"
+DEMOSEG = "figure in DeMoSeg's repository: 100 cases of RFNet's split"
+
+
+def prepare(folder: Path, split: Split, year: int) -> dict[str, Any]:
+    """Writes the clients and the reference set of a year; see :data:`simulations.benchmarks.base.Prepare`.
+
+    Raises:
+        ConsiliumError: If the data are not there, or another reference set is asked for.
+    """
+    refuse_another_reference(split)
+    place = f"brats{year}"
+    how_to_get = (
+        f"Register with the organisers of BraTS {year} (Synapse or CBICA's portal), and unpack its training data into a folder "
+        f"'{place}' where CONSILIUM_DATA points. Without access: consilium-bench run brain-twin, generated cases in that layout."
+    )
+    cases = brats.load(data_folder(place, how_to_get), how_to_get)
+    return brats.write_sites(cases, folder, seed=split.seed, masked=split.masked)
+
+
+def of_year(year: int, published: tuple[Published, ...] = ()) -> Benchmark:
+    """Returns the benchmark on the training data of a year, which only its organisers give away."""
+    return Benchmark(
+        name=f"metakd-brats{year}",
+        title=f"Whole tumour, core and enhancing tumour from one to four MR modalities, BraTS {year}; institutions as sites",
+        experiment="metakd-brats",
+        data="real",
+        data_version=f"BraTS {year}, training data",
+        task_type="segmentation",
+        modalities=brats.MODALITIES,
+        prepare=partial(prepare, year=year),
+        methods=METHODS,
+        metrics=REGION_METRICS,
+        ablations=ABLATIONS,
+        published=published,
+    )
+
+
+def refuse_another_reference(split: Split) -> None:
+    """Refuses a reference set of a wanted size.
+
+    Raises:
+        ConsiliumError: If the split asks for one.
+    """
+    if split.reference is not None:
+        raise ConsiliumError("The reference set of BraTS is one institution: there is no other share of it.")
+
+
+def dice(
+    method: str, values: tuple[float, float, float], mark: Mark, source: str, *, pattern: str = "all", n: int | None = None
+) -> tuple[Published, ...]:
+    """Returns the published Dice of enhancing tumour, core and whole tumour."""
+    return tuple(
+        Published(method, "dice", v, mark, source, pattern, o, n) for o, v in zip(("et", "tc", "wt"), values, strict=True)
+    )
