@@ -31,6 +31,7 @@ from common.evaluation.results import Results, load_results
 from simulations.ablations import MAIN, Ablation, of_factors
 from simulations.benchmarks.base import CUSTOM, Benchmark, get
 from simulations.figures import draw_ablation, draw_figures
+from simulations.region_figures import OVERLAY_FILE
 from simulations.results import Cell, load_cell
 from simulations.scores import build_results
 from simulations.workers import Job, RunCell, Work, run_jobs
@@ -158,6 +159,8 @@ def run(
             draw_ablation(results, folder / "figures")
         else:
             draw_figures(results, cells, folder / "figures")
+            for drawn in sorted((folder / "cells").glob(f"{MAIN}-[0-9]*/{OVERLAY_FILE}"))[:1]:
+                shutil.copy(drawn, folder / "figures")
         write_json(folder / "results.json", results.model_dump(mode="json"))
     return Outcome(folder, missing)
 

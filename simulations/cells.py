@@ -32,6 +32,7 @@ from simulations.baselines import BASELINES, Consortium, Trained, open_consortiu
 from simulations.benchmarks.base import Benchmark
 from simulations.inproc import run_inproc
 from simulations.metakd import SETTINGS, metakd_faithful
+from simulations.region_figures import OVERLAY_FILE, draw_overlay
 from simulations.workers import RUN_FOLDER, Job, Work
 
 RUNS: dict[str, tuple[str, ...]] = {
@@ -113,6 +114,8 @@ def _federated(work: Work, job: Job, config: Config, overrides: list[str]) -> tu
         )
     else:
         run_inproc(sites=sites, run_dir=run_dir, experiment=experiment, overrides=overrides, resume=taught)
+    if config.task.type == "segmentation":
+        draw_overlay(config, sites, run_dir, out / OVERLAY_FILE)
     state = json.loads((run_dir / "state.json").read_text(encoding="utf-8"))
     groups = sorted({g for s in state["sites"].values() for g in s["groups"]})
     size = (

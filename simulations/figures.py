@@ -23,6 +23,7 @@ from common.evaluation.metrics import LOWER_IS_BETTER
 from common.evaluation.results import Results, Weight
 from simulations.benchmarks.base import CUSTOM
 from simulations.findings import Finding, findings
+from simulations.region_figures import draw_boxes
 from simulations.results import Cell
 from simulations.scores import OURS
 from simulations.tables import NAMES, difference, main_metrics
@@ -54,7 +55,8 @@ def draw_figures(results: Results, cells: Sequence[Cell], folder: Path) -> list[
     Args:
         results: What the run found.
         cells: Its finished cells, for the learning curves.
-        folder: Where the PNG files go: ``patterns-METRIC.png``, ``weights.png``, ``curves-METHOD.png``.
+        folder: Where the PNG files go: ``patterns-METRIC.png``, ``dice.png`` of a segmentation, ``weights.png``,
+            ``curves-METHOD.png``.
 
     Returns:
         The files.
@@ -66,6 +68,10 @@ def draw_figures(results: Results, cells: Sequence[Cell], folder: Path) -> list[
             figures[f"patterns-{metric}"] = _heat_map(
                 results, pd.DataFrame([dict(r) for r in pooled if r.metric == metric]), metric
             )
+        boxes = draw_boxes(results, cells)
+        if boxes is not None:
+            _title(boxes, results, f"Dice of every test scan by modality pattern, {_seeds(results)}")
+            figures["dice"] = boxes
         weights = _learned(results)
         if len(weights):
             figures["weights"] = _weights(results, weights)
