@@ -46,6 +46,7 @@ DOTS_PER_INCH = 150
 LEAST_WIDTH = 6.5
 LETTERS_PER_INCH = 10
 MOST_PANELS = 20
+MOST_OUTPUTS = 6
 LEAST_SPAN = 0.2  # of the axis of a loss, as a share of its upper end
 
 
@@ -196,8 +197,10 @@ def _unit(results: Results, metric: str) -> str:
 
 
 def _learned(results: Results) -> pd.DataFrame:
-    """Returns the modality weights of the methods that move them, the mean over outputs if there are several."""
+    """Returns the modality weights of the methods that move them, apart for a few outputs, of more the mean over them."""
     frame = pd.DataFrame([dict(w) for w in results.weights], columns=list(Weight.model_fields))
+    if 1 < frame["output"].nunique() <= MOST_OUTPUTS:
+        frame["method"] += (": " + frame["output"]).fillna("")
     frame["phase"] = pd.Categorical(frame["phase"], [*PHASES, *sorted(set(frame["phase"]) - set(PHASES))], ordered=True)
     keys = ["method", "modality", *MOMENT, *CELL]
     frame = frame.groupby(keys, observed=True, sort=False)["value"].mean().reset_index()

@@ -163,6 +163,7 @@ def test_a_year_runs_on_the_organisers_layout_with_every_kind_of_method(tmp_path
     wanted = replace(YEARS[0], methods=methods, overrides=dict.fromkeys(methods, SMALL))
     outcome = bench.run(wanted, debug=True, out=tmp_path / "runs", workers=1, console=Console(file=io.StringIO()))
     assert outcome.missing == {}
+    assert {"dice.png", "overlay.png", "patterns-dice.png"} <= {f.name for f in (outcome.folder / "figures").iterdir()}
     rows = load_results(outcome.folder / "results.json").rows
     ours = {(r.method, r.pattern) for r in rows if not r.published and r.site is None and r.metric == "dice"}
     assert {(m, p) for m in methods for p in ("all", "flair", "t1ce+t2")} <= ours
