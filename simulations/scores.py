@@ -185,7 +185,7 @@ class _Builder:
                     split="test",
                     site=site,
                     fold=fold,
-                    output=self.outputs[int(output)] if output else None,
+                    output=self.outputs[int(output)].removesuffix(f":{metric}") if output else None,
                     metric=metric,
                     mean=float(values.mean()),
                     sd=float(values.std(ddof=1)) if len(values) > 1 else None,
