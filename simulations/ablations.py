@@ -76,10 +76,11 @@ NO_REFERENCE = tuple(a for a in STANDARD if a.name not in NEEDS_REFERENCE)
 """What one without a reference set and without meta patients can try: its weights stay equal, and refine does all the work."""
 
 JOINT = Ablation("student-joint", "fusion", "joint", ("model.fusion=joint",))
+MODULATED = Ablation("student-gradient-modulation", "gradient modulation", "on", ("balance=gradient-modulation",))
 POOLED = (
     Ablation("student-bottleneck", "fusion", "pooled bottleneck", ("model.fusion=bottleneck",)),
     Ablation("student-complete", "teacher of complete visits", "one more, pooled bottleneck", ("model.complete=bottleneck",)),
-    Ablation("student-gradient-modulation", "gradient modulation", "on", ("balance=gradient-modulation",)),
+    MODULATED,
 )
 """The parts of the pooled-bottleneck method, each by itself, where the main setting is without them."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from common.errors import ConsiliumError
-from simulations.ablations import PLAIN_SERIES, STANDARD, references, teachers
+from simulations.ablations import JOINT, PLAIN_SERIES, POOLED, STANDARD, references, teachers
 from simulations.benchmarks.base import Benchmark, Published, Split
 from simulations.datasets import eicu
 
@@ -90,6 +90,8 @@ BENCHMARK = Benchmark(
             table=["linear", *NETWORKS],
             text=["linear", *NETWORKS],
         ),
+        JOINT,
+        *POOLED,
         *STANDARD,
         *references(0, 0.05, 0.1),
     ),
