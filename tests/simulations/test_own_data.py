@@ -129,9 +129,7 @@ def test_scans_described_as_the_document_says_are_checked_and_trained_on(here: P
         (folder / "manifest.yaml").write_text(yaml.safe_dump(manifest | {"site": site}), encoding="utf-8")
     assert "Findings: 0" in command("consilium-client check sites --task TASK.yaml")
     settings = "--set model.fusion=weighted --set model.patch=[12,12,12] --set model.width=4 --set refine.rounds=6"
-    command(
-        f"consilium-bench run custom --task TASK.yaml --sites sites --seeds 1 --only student {settings} --set refine.rounds=6"
-    )
+    command(f"consilium-bench run custom --task TASK.yaml --sites sites --seeds 1 --only student {settings}")
     found = load_results(next((here / "runs" / "custom").glob("*/results.json")))
     dice = {(r.method, r.pattern, r.output) for r in found.rows if r.metric == "dice" and r.site is None}
     assert {("student", "all", "whole"), ("student", "flair", "core"), ("student", "flair+t1ce", "core")} <= dice
