@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections import deque
@@ -203,7 +205,7 @@ class _Schedule:
             pool.shutdown(cancel_futures=True)
 
     def _pool(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(self.workers, multiprocessing.get_context("spawn"), _one_torch_thread)
+        return ProcessPoolExecutor(self.workers, multiprocessing.get_context("spawn"), begin_worker)
 
     def _submit(self, pool: ProcessPoolExecutor) -> None:
         if self.ready:
@@ -345,8 +347,17 @@ def _default_run_cell() -> RunCell:
     return run_cell
 
 
-def _one_torch_thread() -> None:
+def begin_worker() -> None:
+    """Begins a process of the pool: one thread, and its end with that of the process that started it, however that ended."""
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)  # a cell is in the middle of its work: nothing to finish, it begins anew when the run is resumed
 
 
 @contextlib.contextmanager
