@@ -20,6 +20,9 @@ from simulations.ablations import Ablation
 CUSTOM = "custom"
 """Name of the benchmark that is made of the user's own task and sites (``simulations.custom``); no module here has it."""
 
+MEAN_OF_PATTERNS = "mean of all patterns"
+"""Pattern of a published figure that is the plain mean over every combination of modalities."""
+
 Mark = Literal["published", "second-hand", "not found", "measured"]
 
 
@@ -85,7 +88,7 @@ class Published:
         value: The figure in [0, 1] or in the task's units; None if it could not be found.
         mark: How good the evidence is; ``measured``: by us, beforehand, with a model that is no part of this project.
         source: Where it stands.
-        pattern: Modality pattern that it was tested on.
+        pattern: Modality pattern that it was tested on, or ``MEAN_OF_PATTERNS``.
         output: Output of the task; None is all of them.
         n: Test rows; None if not told.
         variant: Protocol of the benchmark that it belongs to.
