@@ -119,7 +119,8 @@ def table_of(benchmark: Benchmark, found: Mapping[str | None, Results | None]) -
     """
     others = list(dict.fromkeys(p.method for p in benchmark.published))
     ours = [m for m in OURS if any(r.method == m for results in found.values() for r in _whole(results))]
-    by_variant, by_output = any(p.variant for p in benchmark.published), any(p.output for p in benchmark.published)
+    by_variant = any(p.variant for p in benchmark.published) or any(v and results for v, results in found.items())
+    by_output = any(p.output for p in benchmark.published)
     optional = ((by_variant, "variant"), (True, "given"), (by_output, "output"), (True, "metric"))
     lines = []
     for variant, results in found.items():

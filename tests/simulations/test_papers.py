@@ -116,6 +116,17 @@ def test_a_variant_and_its_outputs_have_lines_of_their_own(docs: Path) -> None:
     assert "Not run yet: the main protocol (`consilium-bench run metakd-fake`)." in table.notes
 
 
+def test_a_variant_of_which_nothing_is_published_is_told_apart_too(docs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = replace(BENCHMARK, published=PUBLISHED[:1])
+    monkeypatch.setattr(papers, "benchmarks", lambda: {plain.name: plain})
+    assert "variant" not in papers.tables_of("metakd", papers.newest(docs))[0].head
+    keep(docs, "metakd-fake-hard", results(variant="hard"))
+    (table,) = papers.tables_of("metakd", papers.newest(docs))
+    assert [line["student"] for line in lines(table) if (line["variant"], line["given"]) == ("hard", "what each has")] == [
+        "0.500"
+    ]
+
+
 def test_a_mean_over_combinations_needs_all_of_them(docs: Path) -> None:
     said = results()
     said["rows"] = [r for r in said["rows"] if r["pattern"] != "labs+notes"]
