@@ -102,10 +102,15 @@ def newest_finished(name: str, out: Path | None = None) -> Path:
         ConsiliumError: If there is none, or no such benchmark.
     """
     home = runs_root(out) / (name if name == CUSTOM else get(name).name)
-    finished = [folder for folder in _run_folders(home) if _is_finished(folder)]
+    finished = finished_runs(home.name, out)
     if finished:
         return next((f for f in finished if not (_plan_of(f) or {}).get("debug")), finished[0])
     raise ConsiliumError(f"There is no finished run of '{name}' under {home}. Start or resume one: consilium-bench run {name}")
+
+
+def finished_runs(name: str, out: Path | None = None) -> list[Path]:
+    """Returns the run directories of a benchmark that lack no cell, the newest first, those that were cut short among them."""
+    return [folder for folder in _run_folders(runs_root(out) / name) if _is_finished(folder)]
 
 
 def run(

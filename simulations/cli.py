@@ -16,7 +16,7 @@ from rich.table import Table
 from common import terminal
 from common.errors import ConsiliumError
 from common.evaluation.results import Comparison, Results, load_results
-from simulations import bench, report
+from simulations import bench, papers, report
 from simulations.ablations import MAIN
 from simulations.benchmarks.base import CUSTOM, Benchmark, benchmarks, get
 from simulations.custom import custom_benchmark
@@ -137,10 +137,11 @@ def report_results(
     ] = None,
     docs: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the documentation.")] = Path("docs"),
 ) -> None:
-    """Keeps the results of finished runs under docs/results/ and writes docs/results.md from everything kept there."""
+    """Keeps the results of finished runs under docs/results/; writes results.md and benchmarks.md in docs from all of them."""
     for run in runs or ():
         typer.echo(f"Kept {report.keep(run, docs)}")
     typer.echo(f"Written {report.write(docs)}")
+    typer.echo(f"Written {papers.write(docs)}")
 
 
 def _wanted(name: str, task: Path | None, sites: Path | None, settings: Sequence[str]) -> str | Benchmark:
@@ -176,10 +177,19 @@ def fetch_data(
 
 @app.command("table")
 def table_of_run(
-    name: Name,
+    name: Annotated[str | None, typer.Argument(help="Benchmark; see 'list'.")] = None,
     run: Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory; the newest finished one by default.")] = None,
+    paper: Annotated[
+        Literal["metakd", "mind", "pb"] | None, typer.Option(help="All tables of a paper, ours beside the published figures.")
+    ] = None,
+    docs: Annotated[Path, typer.Option(metavar="DIR", help="Of --paper: where results are kept.")] = Path("docs"),
 ) -> None:
-    """Prints the table of a run again."""
+    """Prints the table of a run again, or with --paper the tables of a paper."""
+    if paper and not (name or run):
+        papers.print_paper(paper, papers.newest(docs), terminal.console())
+        return
+    if paper or name is None:
+        raise ConsiliumError("Name a benchmark (with --run, if you like) or a paper: consilium-bench table --paper metakd")
     folder = run.resolve() if run else bench.newest_finished(name)
     results = load_results(folder / "results.json")
     if results.benchmark != (name if name == CUSTOM else get(name).name):

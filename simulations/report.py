@@ -6,14 +6,14 @@ outputs, and the modality weights before the last update.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from common.arrays import write_atomically, write_json
 from common.errors import ConsiliumError
-from common.evaluation.results import FILE_NAME, Comparison, Results, load_results
+from common.evaluation.results import FILE_NAME, Comparison, Results, Row, load_results
 from simulations.ablations import MAIN
 from simulations.benchmarks.base import CUSTOM
 from simulations.findings import Effect, Finding, findings, is_ablation
@@ -26,6 +26,7 @@ from simulations.tables import (
     figure,
     lone_teachers,
     main_metrics,
+    markdown_table,
     method_lines,
     pooled,
     sites_apart,
@@ -109,9 +110,18 @@ def _shown(results: Results) -> Results:
     main = main_metrics(results, 1)
     rows = [r for r in pooled(results) if r.pattern == ALL or r.published or (r.metric in main and not is_ablation(results))]
     rows += [r for r in results.rows if r.site in sites_apart(results) and r.output is None and not is_ablation(results)]
+    rows += [r for r in _beside_published(results) if r not in rows]
     last = {(w.seed, w.fold, w.output, w.modality): w for w in results.weights if w.method == MAIN}
     environment = {k: v for k, v in results.environment.items() if k not in MACHINE}
     return results.model_copy(update={"rows": rows, "weights": list(last.values()), "environment": environment})
+
+
+def _beside_published(results: Results) -> list[Row]:
+    """Returns the rows that published figures of the same metric and output stand beside, on every combination of modalities."""
+    told = [r for r in results.rows if r.published]
+    metrics, outputs = {r.metric for r in told}, {r.output for r in told}
+    whole = [r for r in results.rows if r.site is None and r.fold is None]
+    return [r for r in whole if r.metric in metrics and r.output in outputs]
 
 
 def _variant(results: Results) -> str:
@@ -167,18 +177,18 @@ def _methods(results: Results) -> list[str]:
             + [count(line.first.parameters), size, line.first.published or "this run", told]
         )
     head = ["method", "pattern", "n", *(NAMES.get(m, m) for m in metrics), "parameters", "MB per site", "evidence"]
-    parts = [_table([*head, f"`{MAIN}` against it, {main}"], rows)]
+    parts = [markdown_table([*head, f"`{MAIN}` against it, {main}"], rows)]
     for site in sites_apart(results):
         apart = [
             [line.method, count(line.first.n), *(figure(line.rows.get(m)) for m in metrics)]
             for line in method_lines(results, site)
         ]
-        parts += [f"On `{site}` alone:\n", _table(["method", "n", *(NAMES.get(m, m) for m in metrics)], apart)]
+        parts += [f"On `{site}` alone:\n", markdown_table(["method", "n", *(NAMES.get(m, m) for m in metrics)], apart)]
     patterns = [c for c in own if c.pattern != ALL]
     if patterns:
         lines = [[c.pattern, _mean(results, c), f"`{c.b}`", difference(bounds_of(c)), verdict(c)] for c in patterns]
         parts += ["With fewer modalities, against the best teacher of one of them:\n"]
-        parts += [_table(["given", f"`{MAIN}`, {main}", "teacher", "difference", "verdict"], lines)]
+        parts += [markdown_table(["given", f"`{MAIN}`, {main}", "teacher", "difference", "verdict"], lines)]
     parts += [f"- {line}" for line in _method_sentences(main, list(whole.values()), patterns)]
     return [*parts, *_weights(results), ""]
 
@@ -221,7 +231,7 @@ def _ablation(results: Results) -> list[str]:
         for f in found
     ]
     head = ["factor", "setting", name, "main setting minus it", "main setting", "parameters", "by combination of modalities"]
-    parts = [_table(head, rows)]
+    parts = [markdown_table(head, rows)]
     for effect in WORDS:
         told = [f for f in found if f.effect == effect]
         parts += [f"{WORDS[effect][0]} (in {name}):\n", *(_ablation_sentence(f, effect) for f in told), ""] if told else []
@@ -231,10 +241,3 @@ def _ablation(results: Results) -> list[str]:
 def _ablation_sentence(found: Finding, effect: Effect) -> str:
     more = f" By combination it {found.elsewhere}." if found.elsewhere != "-" else ""
     return f"- **{found.factor}**: {WORDS[effect][1]} *{found.setting}*, {difference(found.difference)}.{more}"
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Returns a Markdown table."""
-    lines = [list(head), *map(list, rows)]
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"

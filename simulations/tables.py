@@ -117,3 +117,10 @@ def difference(bounds: Interval | None) -> str:
 def count(number: float | None) -> str:
     """Returns a whole number."""
     return "-" if number is None else f"{round(number):,}"
+
+
+def markdown_table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Returns a Markdown table."""
+    lines = [list(head), *map(list, rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"

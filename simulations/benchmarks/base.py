@@ -20,7 +20,10 @@ from simulations.ablations import Ablation
 CUSTOM = "custom"
 """Name of the benchmark that is made of the user's own task and sites (``simulations.custom``); no module here has it."""
 
-Mark = Literal["published", "second-hand", "not found", "measured"]
+MEAN_OF_PATTERNS = "mean of all patterns"
+"""Pattern of a published figure that is the plain mean over every combination of modalities."""
+
+Mark = Literal["published", "second-hand", "not found", "measured", "inferred"]
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,10 @@ class Published:
         method: Who reached it.
         metric: Name of the metric.
         value: The figure in [0, 1] or in the task's units; None if it could not be found.
-        mark: How good the evidence is; ``measured``: by us, beforehand, with a model that is no part of this project.
+        mark: How good the evidence is; ``measured``: by us, beforehand, with a model that is no part of this project;
+            ``inferred``: our conclusion from what is published.
         source: Where it stands.
-        pattern: Modality pattern that it was tested on.
+        pattern: Modality pattern that it was tested on, or ``MEAN_OF_PATTERNS``.
         output: Output of the task; None is all of them.
         n: Test rows; None if not told.
         variant: Protocol of the benchmark that it belongs to.
@@ -123,6 +127,7 @@ class Benchmark:
         overrides: Method -> Hydra overrides of the experiment, so that a baseline is trained as well as the student is.
         metrics: Metrics in the order of the table, the main one first.
         published: Figures of others.
+        comparable: Whether, and with what reserve, ours may stand beside them: one plain sentence.
         apart: Test sites that are told apart too, with intervals.
         ablations: Other settings of single factors of the student, in the order of their table.
         source: Digest of what the user defined it by, so that runs of two such benchmarks are told apart.
@@ -144,6 +149,7 @@ class Benchmark:
     overrides: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     metrics: tuple[str, ...] = ("auroc", "auprc", "accuracy", "f1")
     published: tuple[Published, ...] = ()
+    comparable: str = ""
     apart: tuple[str, ...] = ()
     ablations: tuple[Ablation, ...] = ()
     source: str = ""

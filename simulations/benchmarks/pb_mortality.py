@@ -39,6 +39,10 @@ BENCHMARK = Benchmark(
         Published("pooled bottleneck + KD + gradient modulation", "auprc", 0.459, "published", ABSTRACT),
         Published("TriMF (radiology report instead of history)", "auroc", 0.816, "second-hand", "JBI 2025, cohort not readable"),
     ),
+    comparable=(
+        "For orientation only: the paper's cohort, prevalence and split could not be read, and its AUPRC means nothing without "
+        "the prevalence."
+    ),
     ablations=(
         JOINT,
         Ablation("student-late", "fusion", "late", ("model.fusion=late",)),

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import yaml
+from filelock import FileLock
 
 from common.data.manifest import FILE_NAME
 from common.errors import ConsiliumError
 
 PATIENTS = "patients.parquet"
 PARTIAL = ".partial"
+MARK = "GENERATED.json"
+"""A root that holds this file holds no real patients."""
+Data = Literal["real", "generated"]
+UNREADABLE = (OSError, EOFError, zlib.error, ValueError)  # pandas' parser errors and wrong encodings are ValueErrors
 
 
 def data_folder(name: str, how_to_get: str) -> Path:
@@ -29,6 +36,55 @@ def data_folder(name: str, how_to_get: str) -> Path:
     if not root:
         raise ConsiliumError(f"CONSILIUM_DATA is not set: it names the folder that holds '{name}'. {how_to_get}")
     return Path(root) / name
+
+
+def official_or_twin(name: str, beside: Path, write: Callable[[Path], object], how_to_get: str) -> tuple[Path, list[str]]:
+    """Returns where a data set lies: below ``CONSILIUM_DATA``, or if it is not there, a generated twin.
+
+    Args:
+        name: Its folder.
+        beside: Folder in which the twin is written, once.
+        write: Writes the twin into a new folder.
+        how_to_get: What is told of where the data come from.
+
+    Returns:
+        The folder, and a sentence on the twin, if it is one.
+    """
+    official = Path(os.environ.get("CONSILIUM_DATA") or ".") / name
+    if os.environ.get("CONSILIUM_DATA") and official.is_dir():
+        return official, []
+    root = beside / f"{name}-twin"
+    beside.mkdir(parents=True, exist_ok=True)
+    with FileLock(root.with_suffix(".lock")):
+        if not root.is_dir():
+            write(root)
+    return root, [f"These patients are generated: CONSILIUM_DATA has no folder '{name}'. {how_to_get}"]
+
+
+def write_mark(root: Path, **said: int) -> None:
+    """Marks a folder as holding no real patients; ``said`` has ``version`` and ``seed``."""
+    (root / MARK).write_text(json.dumps({**said, "said": "No patient in this folder is real."}), encoding="utf-8")
+
+
+def origin(root: Path, official: str, short: str) -> tuple[Data, str]:
+    """Returns whether the patients of a root are real, and what to call them.
+
+    Args:
+        root: Folder of a data set, official or a twin.
+        official: What the official data are called.
+        short: Their name in that of the twin.
+
+    Raises:
+        ConsiliumError: If the mark of generated patients cannot be read.
+    """
+    file = root / MARK
+    if not file.exists():
+        return "real", official
+    try:
+        said = json.loads(file.read_text(encoding="utf-8"))
+        return "generated", f"generated twin of {short}, version {said['version']}, seed {said['seed']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConsiliumError(f"{file} marks generated patients but cannot be read. Remove the folder {root}.") from None
 
 
 def verified(root: Path, names: Iterable[str], how_to_get: str) -> str:

@@ -22,7 +22,8 @@ import numpy as np
 import pandas as pd
 
 from common.errors import ConsiliumError
-from simulations.datasets.mimic.layout import EXTRACTED, UNREADABLE, incomplete, read, refuse, tell, times, unreadable
+from simulations.datasets.files import UNREADABLE
+from simulations.datasets.mimic.layout import EXTRACTED, incomplete, read, refuse, tell, times, unreadable
 
 MORTALITY, PHENOTYPING = "in-hospital-mortality", "phenotyping"
 PARTS = ("train", "val", "test")

@@ -5,45 +5,30 @@ Messages name files, rows and columns, never a subject or a value: the data use 
 
 from __future__ import annotations
 
-import json
-import zlib
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
 
 from common.errors import ConsiliumError
+from simulations.datasets import files
+from simulations.datasets.files import UNREADABLE, Data
 
 FOLDER = "mimic"
 EXTRACTED, CXR, HOSPITAL, NOTES = "mimic-iv-extracted", "mimic-cxr-jpg", "mimic-iv", "mimic-iv-note"
-MARK = "GENERATED.json"
-"""A root that holds this file holds no real patients."""
 HOW_TO_GET = (
     f"A folder '{FOLDER}' below CONSILIUM_DATA holds (or links to) '{EXTRACTED}', what MedFuse's mimic4extract makes of MIMIC-IV "
     f"(root/, in-hospital-mortality/, phenotyping/; https://github.com/nyuad-cai/MedFuse); '{CXR}', MIMIC-CXR-JPG 2.0.0 with its "
     f"metadata and resized/ or files/; for pb-mortality also '{HOSPITAL}' (hosp/) and '{NOTES}' (note/discharge.csv.gz). "
     "PhysioNet gives them to credentialed users. Without the folder a generated twin takes their place."
 )
-Data = Literal["real", "generated"]
-UNREADABLE = (OSError, EOFError, zlib.error, ValueError)  # pandas' parser errors and wrong encodings are ValueErrors
 
 
 def origin(root: Path) -> tuple[Data, str]:
-    """Returns whether the patients of a root are real, and what to call them.
-
-    Raises:
-        ConsiliumError: If the mark of generated patients cannot be read.
-    """
-    file = root / MARK
-    if not file.exists():
-        return "real", "MIMIC-IV and MIMIC-CXR-JPG, MedFuse's extraction"
-    try:
-        said = json.loads(file.read_text(encoding="utf-8"))
-        return "generated", f"generated twin of MIMIC, version {said['version']}, seed {said['seed']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ConsiliumError(f"{file} marks generated patients but cannot be read. Remove the folder {root}.") from None
+    """Returns whether the patients of a root are real, and what to call them; see :func:`simulations.datasets.files.origin`."""
+    return files.origin(root, "MIMIC-IV and MIMIC-CXR-JPG, MedFuse's extraction", "MIMIC")
 
 
 def find(folder: Path, name: str) -> Path:

@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock
 from sklearn.model_selection import train_test_split
 
 from common.data.manifest import REFERENCE_FOLDER
-from simulations.datasets.files import finish_sites, new_sites, with_split, write_site
+from simulations.datasets import files
+from simulations.datasets.files import Data, finish_sites, new_sites, with_split, write_site
 from simulations.datasets.mimic import tables
 from simulations.datasets.mimic.cxr import last_images
 from simulations.datasets.mimic.extraction import (
@@ -31,7 +31,7 @@ from simulations.datasets.mimic.extraction import (
     read_series,
     read_stays,
 )
-from simulations.datasets.mimic.layout import FOLDER, HOW_TO_GET, Data, origin
+from simulations.datasets.mimic.layout import FOLDER, HOW_TO_GET, origin
 from simulations.datasets.mimic.notes import read_histories
 from simulations.datasets.mimic.twin import FINAL_SEED, write_twin
 from simulations.partition import assign_modalities
@@ -84,15 +84,7 @@ def official_or_twin(beside: Path) -> tuple[Path, list[str]]:
     Returns:
         The folder that holds the folders of the data sets, and a sentence on the twin, if it is one.
     """
-    official = Path(os.environ.get("CONSILIUM_DATA") or ".") / FOLDER
-    if os.environ.get("CONSILIUM_DATA") and official.is_dir():
-        return official, []
-    root = beside / f"{FOLDER}-twin"
-    beside.mkdir(parents=True, exist_ok=True)
-    with FileLock(root.with_suffix(".lock")):
-        if not root.is_dir():
-            write_twin(root, seed=FINAL_SEED)
-    return root, [f"These patients are generated: CONSILIUM_DATA has no folder '{FOLDER}'. {HOW_TO_GET}"]
+    return files.official_or_twin(FOLDER, beside, lambda root: write_twin(root, seed=FINAL_SEED), HOW_TO_GET)
 
 
 @functools.cache

@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.csv as pv
 
 from common.errors import ConsiliumError
-from simulations.datasets.mimic.layout import HOSPITAL, UNREADABLE, find, incomplete, read, refuse, tell, times, unreadable
+from simulations.datasets.files import UNREADABLE
+from simulations.datasets.mimic.layout import HOSPITAL, find, incomplete, read, refuse, tell, times, unreadable
 
 # Name -> itemid, its label in d_labitems, unit as charted, UCUM unit, least and largest value that is read.
 LABS: dict[str, tuple[int, str, str, str, float, float]] = {

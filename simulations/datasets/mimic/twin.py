@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -36,10 +35,11 @@ from PIL import Image
 from scipy.stats import norm
 
 from common.errors import ConsiliumError
+from simulations.datasets.files import write_mark
 from simulations.datasets.mimic import twin_signs as signs
 from simulations.datasets.mimic.cxr import METADATA
 from simulations.datasets.mimic.extraction import CONDITIONS, MORTALITY, PARTS, PHENOTYPING
-from simulations.datasets.mimic.layout import CXR, EXTRACTED, HOSPITAL, MARK, NOTES
+from simulations.datasets.mimic.layout import CXR, EXTRACTED, HOSPITAL, NOTES
 from simulations.datasets.mimic.tables import ADMISSIONS, HOURS, LABS
 from simulations.signs import draw_chest
 
@@ -105,8 +105,7 @@ def write_twin(root: Path, *, seed: int, patients: int = PATIENTS) -> Truth:
     rng = np.random.default_rng([VERSION, seed])
     truth = draw_truth(patients, rng)
     partial = Path(tempfile.mkdtemp(prefix=f"{root.name}.", dir=root.parent))
-    text = json.dumps({"version": VERSION, "seed": seed, "patients": patients, "said": "No patient in this folder is real."})
-    (partial / MARK).write_text(text, encoding="utf-8")
+    write_mark(partial, version=VERSION, seed=seed, patients=patients)
     _write_extraction(partial / EXTRACTED, truth, rng)
     _write_images(partial / CXR, truth, rng)
     _write_hospital(partial / HOSPITAL, truth, rng)
