@@ -43,4 +43,5 @@ BENCHMARK = Benchmark(
     methods=METHODS,
     metrics=REGION_METRICS,
     ablations=ABLATIONS,
+    comparable="Generated cases: `metakd-faithful` is the released method in the same run, published figures have no place here.",
 )

@@ -50,8 +50,14 @@ def prepare(folder: Path, split: Split, year: int) -> dict[str, Any]:
     return brats.write_sites(cases, folder, seed=split.seed, masked=split.masked)
 
 
-def of_year(year: int, published: tuple[Published, ...] = ()) -> Benchmark:
-    """Returns the benchmark on the training data of a year, which only its organisers give away."""
+def of_year(year: int, published: tuple[Published, ...], comparable: str) -> Benchmark:
+    """Returns the benchmark on the training data of a year, which only its organisers give away.
+
+    Args:
+        year: 2018, 2019 or 2020.
+        published: Figures of others.
+        comparable: As of :class:`simulations.benchmarks.base.Benchmark`.
+    """
     return Benchmark(
         name=f"metakd-brats{year}",
         title=f"Whole tumour, core and enhancing tumour from one to four MR modalities, BraTS {year}; institutions as sites",
@@ -65,6 +71,7 @@ def of_year(year: int, published: tuple[Published, ...] = ()) -> Benchmark:
         metrics=REGION_METRICS,
         ablations=ABLATIONS,
         published=published,
+        comparable=comparable,
     )
 
 
