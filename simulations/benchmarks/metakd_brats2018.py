@@ -21,6 +21,6 @@ BENCHMARK = of_year(
         *dice("MetaKD", (0.7622, 0.8198, 0.7772), "second-hand", METAKD_TABLE, pattern="t1ce", n=66),
     ),
     "Not on equal terms even on BraTS itself: the published figures are of 66 validation cases that only the organisers' "
-    "server could score, and of one place with every modality in training; ours are of training cases held out, learned at institutions "
-    "that lack modalities, by a network two orders of magnitude smaller.",
+    "server could score, and of one place with every modality in training; ours are of training cases held out, learned at "
+    "institutions that lack modalities, by a network two orders of magnitude smaller.",
 )
