@@ -32,7 +32,7 @@ BENCHMARK = Benchmark(
     metrics=("accuracy", "f1", "auroc"),
     published=NOT_FOUND,
     ablations=(
-        teachers("one", "one of each", image=["lenet4"], series=["gru"]),
+        teachers("one", "one of each", image=["lenet4"], series=["attention"]),
         *POOLED,
         *STANDARD,
         *references(0, 0.05, 0.2),

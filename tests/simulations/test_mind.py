@@ -117,7 +117,6 @@ def test_every_modality_of_a_twin_tells_its_class_and_all_together_more(name: st
         )
         found.append((told.argmax(1) == label).mean())
         evidence += told
-    print(name, found, (evidence.argmax(1) == label).mean())
     assert min(found) > 0.3 > 1.5 / CLASSES[name]
     assert (evidence.argmax(1) == label).mean() > max(found) + 0.05
 
@@ -209,7 +208,8 @@ def test_a_spoken_digit_is_a_series_of_39_steps_and_repeated_ones_are_one_patien
 def test_lumas_lists_lead_to_the_image_the_word_and_the_passage_of_one_class(tmp_path: Path) -> None:
     truth = small_twin("luma")[1]
     samples = samples_of("luma")
-    assert samples.rows.groupby(["part", "label"]).size().unstack().eq([[2], [8]]).all().all()
+    counts = samples.rows.groupby(["part", "label"]).size()
+    assert (counts["test"] == 2).all() and (counts["train"] == 8).all() and len(counts) == 2 * 42
     assert set(samples.rows["label"]) == set(luma.CLASSES)
     assert all(Path(f).name.split("_")[0] == label for f, label in zip(samples.rows["audio"], samples.rows["label"], strict=True))
     said = samples.rows.apply(lambda row: row["label"] in row["text"].lower().strip(".").split(), axis=1)
@@ -218,11 +218,8 @@ def test_lumas_lists_lead_to_the_image_the_word_and_the_passage_of_one_class(tmp
     write_sites(samples, tmp_path / "sites", seed=1, sites=("a",), masked=False, reference=0)
     row = truth[(truth["part"] == "test") & (truth["label"] == "ship")].iloc[1]
     image = np.asarray(Image.open(tmp_path / "sites" / "test" / "ship-001-test.png").convert("L"), dtype=float)
-    clear = twins.draw_picture(int(row["image"]), 32, np.random.default_rng(0))
-    likeness = {
-        k: np.corrcoef(twins.draw_picture(k, 32, np.random.default_rng(0)).ravel(), image.ravel())[0, 1] for k in range(42)
-    }
-    assert clear.shape == (32, 32) and max(likeness, key=lambda k: likeness[k]) == int(row["image"])
+    clear = [twins.draw_picture(k, 32, np.random.default_rng(0)).ravel() for k in range(42)]
+    assert np.argmax([np.corrcoef(picture, image.ravel())[0, 1] for picture in clear]) == row["image"]
 
 
 @pytest.mark.parametrize(
@@ -265,7 +262,7 @@ def test_without_the_data_a_twin_takes_their_place_and_says_so(tmp_path: Path, m
 
     def write(root: Path, *, seed: int) -> None:
         asked.append(seed)
-        twins.write_smnist(root, seed=SEED, **SIZES["smnist"])
+        WRITERS["smnist"](root, seed=SEED, **SIZES["smnist"])
 
     monkeypatch.setattr(mind_smnist.twins, "write_smnist", write)
     for name in ("0-0", "0-0-full"):
