@@ -85,7 +85,7 @@ def load(root: Path) -> Samples:
 def _array(file: Path, width: int | None) -> NDArray[Any]:
     """Returns an array [N, width], or [N], of finite numbers."""
     try:
-        found = np.load(file, allow_pickle=False)
+        found = np.load(file)  # which refuses arrays of objects
     except (OSError, EOFError, ValueError) as error:
         raise ConsiliumError(
             f"{file} is no array, or is cut short ({type(error).__name__}). Get it again. {HOW_TO_GET}"

@@ -175,7 +175,7 @@ def write_smnist(root: Path, *, seed: int, train: int = 3000, test: int = 1000) 
             speech = np.stack([draw_speech(int(k), rng) for k in spoken])[recording]
             written = np.stack([draw_picture(int(k), smnist.EDGE, rng).ravel() for k in image])
             for name, array in ((smnist.WRITTEN, written), (smnist.SPOKEN, speech), (smnist.LABELS, label.astype(np.uint8))):
-                np.save(partial / name.format(part), array, allow_pickle=False)
+                np.save(partial / name.format(part), array)
             about = {"label": label, "part": part, "recording": recording, "image": image, "speech": spoken}
             told.append(pd.DataFrame(about))
     return pd.concat(told, ignore_index=True)
