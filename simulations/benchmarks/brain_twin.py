@@ -26,9 +26,8 @@ def prepare(folder: Path, split: Split) -> dict[str, Any]:
     root.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(root.with_suffix(".lock")):
         if not root.is_dir():
-            brain_twin.write_twin(root.with_suffix(".partial"), seed=brain_twin.FINAL_SEED)
-            root.with_suffix(".partial").rename(root)
-    return brats.write_sites(brats.load(root, TWIN), folder, seed=split.seed, masked=split.masked, generated=True)
+            brain_twin.write_twin(root, seed=brain_twin.FINAL_SEED)
+    return brats.write_sites(brats.load(root, TWIN), folder, seed=split.seed, masked=split.masked)
 
 
 BENCHMARK = Benchmark(

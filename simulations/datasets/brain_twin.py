@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from simulations.datasets.brats import MASK, MODALITIES
+from simulations.datasets.files import new_twin
 
-FINAL_SEED = 2018
+VERSION, FINAL_SEED = 1, 2018
 EDGE = 48
 CASES = {
     "CBICA": 6, "2013": 6, "TCIA01": 4, "TCIA02": 4, "TCIA03": 4, "TCIA05": 4, "TCIA06": 4, "TCIA10": 4, "TCIA13": 4,
@@ -37,20 +38,21 @@ def write_twin(root: Path, *, seed: int, edge: int = EDGE, cases: dict[str, int]
     """Writes the twin.
 
     Args:
-        root: New folder, to be used like that of BraTS 2018.
+        root: New folder, to be used like that of BraTS 2018; it appears complete or not at all.
         seed: Of everything.
         edge: Edge of the cubes, in voxels of 1 mm.
         cases: Institution -> cases; ``CASES`` by default.
     """
-    for institution, number in (cases or CASES).items():
-        for at in range(number):
-            rng = np.random.default_rng([seed, *institution.encode(), at])
-            case = f"Brats18_{institution}_{at + 1}_1"
-            folder = root / "MICCAI_BraTS_2018_Data_Training" / GRADES[at % 4 == 3] / case
-            folder.mkdir(parents=True)
-            scans, mask = generate_case(rng, edge)
-            for name, values in {**scans, MASK: mask}.items():
-                nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), folder / f"{case}_{name}.nii.gz")  # type: ignore[no-untyped-call]
+    with new_twin(root, version=VERSION, seed=seed) as partial:
+        for institution, number in (cases or CASES).items():
+            for at in range(number):
+                rng = np.random.default_rng([seed, *institution.encode(), at])
+                case = f"Brats18_{institution}_{at + 1}_1"
+                folder = partial / "MICCAI_BraTS_2018_Data_Training" / GRADES[at % 4 == 3] / case
+                folder.mkdir(parents=True)
+                scans, mask = generate_case(rng, edge)
+                for name, values in {**scans, MASK: mask}.items():
+                    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), folder / f"{case}_{name}.nii.gz")  # type: ignore[no-untyped-call]
 
 
 def generate_case(rng: np.random.Generator, edge: int = EDGE) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.int16]]:

@@ -24,7 +24,7 @@ import pandas as pd
 
 from common.data.manifest import REFERENCE_FOLDER
 from common.errors import ConsiliumError, nearest
-from simulations.datasets.files import finish_sites, new_sites, place_file, with_split, write_site
+from simulations.datasets.files import Data, finish_sites, new_sites, origin, place_file, with_split, write_site
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 MASK = "seg"
@@ -58,11 +58,15 @@ class Cases:
     Attributes:
         frame: A row per case: patient, institution, split (``train`` or ``test``; None where drawn), and a path per modality and
             mask.
+        data: Whether the patients are real.
+        version: What the data are called.
         checksum: SHA-256 over names and sizes of all files: to read them all would take too long.
         exclusions: What was left out -> how many.
     """
 
     frame: pd.DataFrame
+    data: Data
+    version: str
     checksum: str
     exclusions: Mapping[str, int]
 
@@ -99,7 +103,9 @@ def load(root: Path, how_to_get: str) -> Cases:
         twice = frame.loc[frame["patient"].duplicated(), "patient"].iloc[0]
         raise ConsiliumError(f"{root} holds the case {twice} in two folders. Remove one.")
     frame, left_out = _by_lists(frame, root)
-    return Cases(frame.reset_index(drop=True), hashlib.sha256("\n".join(sorted(sizes)).encode()).hexdigest(), left_out)
+    data, version = origin(root, f"the training data in {root.name}", "BraTS 2018")
+    checksum = hashlib.sha256("\n".join(sorted(sizes)).encode()).hexdigest()
+    return Cases(frame.reset_index(drop=True), data, version, checksum, left_out)
 
 
 def _file(folder: Path, case: str, part: str) -> Path | None:
@@ -163,7 +169,7 @@ def deal(frame: pd.DataFrame, seed: int) -> pd.DataFrame:
     return placed
 
 
-def write_sites(cases: Cases, folder: Path, *, seed: int, masked: bool = True, generated: bool = False) -> dict[str, Any]:
+def write_sites(cases: Cases, folder: Path, *, seed: int, masked: bool = True) -> dict[str, Any]:
     """Writes the clients and the reference set; scans are links to the official files.
 
     Args:
@@ -171,7 +177,6 @@ def write_sites(cases: Cases, folder: Path, *, seed: int, masked: bool = True, g
         folder: New or empty folder; it appears complete or not at all.
         seed: Of who is tested, if no lists say it.
         masked: Whether training cases of a client lack the modalities that it does not hold; test cases lack none.
-        generated: Whether these are a twin's patients.
 
     Returns:
         ``data_checksum``, ``exclusions`` and ``n`` per role (cases, sites).
@@ -182,8 +187,8 @@ def write_sites(cases: Cases, folder: Path, *, seed: int, masked: bool = True, g
     placed = deal(cases.frame, seed)
     partial = new_sites(folder)
     manifest = {
-        "labels": {"mask": MASK}, "data": "generated" if generated else "real",
-        **({"limits": {"min_count": 1}} if generated else {}),  # two to four cases a client, of nobody
+        "labels": {"mask": MASK}, "data": cases.data,
+        **({"limits": {"min_count": 1}} if cases.data == "generated" else {}),  # two to four cases a client, of nobody
         "modalities": {m: {"kind": "volume", "column": m} for m in MODALITIES},
     }  # fmt: skip
     for site, rows in placed.groupby("site"):
@@ -206,4 +211,10 @@ def write_sites(cases: Cases, folder: Path, *, seed: int, masked: bool = True, g
         )
     finish_sites(partial)
     columns = placed[["patient", "institution", "site", "split"]]
-    return {"data_checksum": with_split(cases.checksum, columns), "exclusions": dict(cases.exclusions), "n": n}
+    return {
+        "data_checksum": with_split(cases.checksum, columns),
+        "exclusions": dict(cases.exclusions),
+        "n": n,
+        "data": cases.data,
+        "data_version": cases.version,
+    }

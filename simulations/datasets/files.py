@@ -6,8 +6,10 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,9 +63,27 @@ def official_or_twin(name: str, beside: Path, write: Callable[[Path], object], h
     return root, [f"These patients are generated: CONSILIUM_DATA has no folder '{name}'. {how_to_get}"]
 
 
-def write_mark(root: Path, **said: int) -> None:
-    """Marks a folder as holding no real patients; ``said`` has ``version`` and ``seed``."""
-    (root / MARK).write_text(json.dumps({**said, "said": "No patient in this folder is real."}), encoding="utf-8")
+@contextmanager
+def new_twin(root: Path, **said: int) -> Iterator[Path]:
+    """Gives a folder to write a twin into, with the mark of generated data; ``root`` appears complete or not at all.
+
+    Args:
+        root: New folder.
+        **said: What the mark tells: ``version``, ``seed``, and how many.
+
+    Raises:
+        ConsiliumError: If the folder exists.
+    """
+    if root.exists():
+        raise ConsiliumError(f"{root} exists. A twin is written into a new folder: name another, or remove it first.")
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{root.name}.", dir=root.parent) as home:
+        partial = Path(home) / root.name
+        partial.mkdir()
+        mark = json.dumps({**said, "said": "Nothing in this folder was recorded: no patient in it is real."})
+        (partial / MARK).write_text(mark, encoding="utf-8")
+        yield partial
+        os.rename(partial, root)
 
 
 def origin(root: Path, official: str, short: str) -> tuple[Data, str]:
@@ -139,11 +159,11 @@ def finish_sites(partial: Path) -> None:
     os.replace(partial, partial.with_name(partial.name.removesuffix(PARTIAL)))
 
 
-def place_file(source: Path, target: Path) -> None:
-    """Puts a file at another place: as a link where the file system can, else as a copy."""
+def place_file(source: str | Path, target: Path) -> None:
+    """Puts a file at another place: as a link where the file system can, because there are gigabytes of them, else as a copy."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.link(source, target)
+        os.link(Path(source).resolve(), target)
     except OSError:
         shutil.copy2(source, target)
 

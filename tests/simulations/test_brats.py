@@ -39,7 +39,7 @@ def cases_of(root: Path) -> list[str]:
 
 
 def test_institutions_become_the_reference_set_and_clients_that_lack_modalities(root: Path, tmp_path: Path) -> None:
-    said = brats.write_sites(brats.load(root, HOW), tmp_path / "sites", seed=0, generated=True)
+    said = brats.write_sites(brats.load(root, HOW), tmp_path / "sites", seed=0)
     assert sorted(p.name for p in (tmp_path / "sites").iterdir()) == ["client-1", "client-3", "client-6", "reference"]
     assert said["n"] == {
         "reference": {"cases": 2, "sites": 1}, "test": {"cases": 3, "sites": 3}, "train": {"cases": 4, "sites": 3},

@@ -18,8 +18,6 @@ development use others.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +30,7 @@ from scipy.stats import norm
 from common.errors import ConsiliumError
 from simulations.datasets.adni.genotypes import FILE, MAGIC
 from simulations.datasets.adni.tables import MEDHIST, NEUROEXM, REGIONS
-from simulations.datasets.files import write_mark
+from simulations.datasets.files import new_twin
 
 VERSION = 1
 FINAL_SEED = 2026
@@ -89,23 +87,18 @@ def write_twin(root: Path, *, seed: int, subjects: int = SUBJECTS) -> Truth:
     Raises:
         ConsiliumError: If the folder exists, or there are too few subjects for three parts with every diagnosis.
     """
-    if root.exists():
-        raise ConsiliumError(f"{root} exists. A twin is written into a new folder: name another, or remove it first.")
     if subjects < 100:
         raise ConsiliumError(f"A twin of {subjects} subjects has too few of them in a phase to learn from. Ask for at least 100.")
     rng = np.random.default_rng([VERSION, seed])
     truth = draw_truth(subjects, rng)
-    root.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f"{root.name}.", dir=root.parent))
-    write_mark(partial, version=VERSION, seed=seed, subjects=subjects)
-    for folder in ("diagnosis", "clinical", "biospecimen", "image", "genomic/liftovered"):
-        (partial / folder).mkdir(parents=True)
-    _write_diagnoses(partial / "diagnosis", truth, rng)
-    _write_clinical(partial / "clinical", truth, rng)
-    _write_biospecimen(partial / "biospecimen", truth, rng)
-    _write_image(partial / "image", truth, rng)
-    _write_genotypes(partial, truth, rng)
-    os.rename(partial, root)
+    with new_twin(root, version=VERSION, seed=seed, subjects=subjects) as partial:
+        for folder in ("diagnosis", "clinical", "biospecimen", "image", "genomic/liftovered"):
+            (partial / folder).mkdir(parents=True)
+        _write_diagnoses(partial / "diagnosis", truth, rng)
+        _write_clinical(partial / "clinical", truth, rng)
+        _write_biospecimen(partial / "biospecimen", truth, rng)
+        _write_image(partial / "image", truth, rng)
+        _write_genotypes(partial, truth, rng)
     return truth
 
 

@@ -21,8 +21,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +33,7 @@ from PIL import Image
 from scipy.stats import norm
 
 from common.errors import ConsiliumError
-from simulations.datasets.files import write_mark
+from simulations.datasets.files import new_twin
 from simulations.datasets.mimic import twin_signs as signs
 from simulations.datasets.mimic.cxr import METADATA
 from simulations.datasets.mimic.extraction import CONDITIONS, MORTALITY, PARTS, PHENOTYPING
@@ -97,20 +95,15 @@ def write_twin(root: Path, *, seed: int, patients: int = PATIENTS) -> Truth:
     Raises:
         ConsiliumError: If the folder exists, or there are too few patients for three parts with both outcomes.
     """
-    if root.exists():
-        raise ConsiliumError(f"{root} exists. A twin is written into a new folder: name another, or remove it first.")
-    root.parent.mkdir(parents=True, exist_ok=True)
     if patients < 60:
         raise ConsiliumError(f"A twin of {patients} patients has too few deaths to learn from. Ask for at least 60.")
     rng = np.random.default_rng([VERSION, seed])
     truth = draw_truth(patients, rng)
-    partial = Path(tempfile.mkdtemp(prefix=f"{root.name}.", dir=root.parent))
-    write_mark(partial, version=VERSION, seed=seed, patients=patients)
-    _write_extraction(partial / EXTRACTED, truth, rng)
-    _write_images(partial / CXR, truth, rng)
-    _write_hospital(partial / HOSPITAL, truth, rng)
-    _write_notes(partial / NOTES, truth, rng)
-    os.rename(partial, root)
+    with new_twin(root, version=VERSION, seed=seed, patients=patients) as partial:
+        _write_extraction(partial / EXTRACTED, truth, rng)
+        _write_images(partial / CXR, truth, rng)
+        _write_hospital(partial / HOSPITAL, truth, rng)
+        _write_notes(partial / NOTES, truth, rng)
     return truth
 
 
