@@ -268,7 +268,7 @@ def test_without_the_data_a_twin_takes_their_place_and_says_so(tmp_path: Path, m
     for name in ("0-0", "0-0-full"):
         said = mind_smnist.prepare(tmp_path / "sites" / name, Split(0, 0, masked=name == "0-0"))
         assert said["data"] == "generated"
-        assert said["warnings"][0].startswith("These data are generated: CONSILIUM_DATA has no folder 'smnist'.")
+        assert said["warnings"][0].startswith("These patients are generated: CONSILIUM_DATA has no folder 'smnist'.")
     assert asked == [twins.FINAL_SEED] != [SEED], "written once, with the seed of the table"
 
 
