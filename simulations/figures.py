@@ -204,7 +204,8 @@ def _learned(results: Results) -> pd.DataFrame:
     frame["phase"] = pd.Categorical(frame["phase"], [*PHASES, *sorted(set(frame["phase"]) - set(PHASES))], ordered=True)
     keys = ["method", "modality", *MOMENT, *CELL]
     frame = frame.groupby(keys, observed=True, sort=False)["value"].mean().reset_index()
-    return frame[frame.groupby("method")["value"].transform("nunique") > 1]
+    moves = frame.groupby(["method", "modality", *CELL])["value"].transform("nunique") > 1
+    return frame[moves.groupby(frame["method"]).transform("any")]
 
 
 def _weights(results: Results, frame: pd.DataFrame) -> Figure:
