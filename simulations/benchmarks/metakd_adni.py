@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from simulations.ablations import JOINT, POOLED, STANDARD, Ablation, references, teachers
+from simulations.ablations import POOLED, STANDARD, Ablation, references, teachers
 from simulations.benchmarks.base import MEAN_OF_PATTERNS, Benchmark, Published, Split
 from simulations.datasets.adni import sites
 
@@ -51,9 +51,8 @@ BENCHMARK = Benchmark(
         "medications are left out because they name the disease, and how the published mean was taken could not be read."
     ),
     ablations=(
-        JOINT,
-        Ablation("student-late", "fusion", "late", ("model.fusion=late",)),
         teachers("one", "linear", table=["linear"]),
+        Ablation("student-late", "fusion", "late", ("model.fusion=late",)),
         *POOLED,
         *STANDARD,
         *references(0, 0.05, 0.2),

@@ -182,7 +182,8 @@ def test_the_spoken_digits_are_packed_again_without_the_commit_in_their_names(
 def test_a_data_set_is_found_by_the_benchmarks_that_need_it(tmp_path: Path) -> None:
     named = {name: data for data in remote_data().values() for name in data.benchmarks}
     mind = {"mind-cremad", "mind-luma", "mind-mortality", "mind-phenotyping", "mind-smnist"}
-    by_hand = {"covid-cxr", "hippocampus", "pb-mortality", *mind}
+    metakd = {"metakd-adni", "metakd-brats2018", "metakd-brats2019", "metakd-brats2020"}
+    by_hand = {"covid-cxr", "hippocampus", "pb-mortality", *mind, *metakd}
     assert {*named} == {name for name, benchmark in benchmarks().items() if benchmark.data == "real"} - by_hand
     for name in by_hand:
         with pytest.raises(ConsiliumError, match=f"The data of '{name}' cannot be fetched. 'consilium-bench run {name}' says"):
