@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -116,7 +117,7 @@ class VolumeStore:
         """Keeps a volume; whoever reads meanwhile, or after a crash, finds all of it or nothing."""
         if not self._writable:
             return made
-        partial = self._corner() / f"{digest}-{os.getpid()}{PARTIAL}"
+        partial = self._corner() / f"{digest}-{secrets.token_hex(4)}{PARTIAL}"
         try:
             partial.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as file:
