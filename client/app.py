@@ -12,8 +12,9 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client import handlers
-from client.site import FAULTS, OWN_FOLDER, Site, note_fault, open_site
+from client.site import FAULTS, Site, note_fault, open_site
 from common.config import Config, from_json
+from common.data.manifest import OWN_FOLDER
 from common.errors import ConsiliumError
 from common.messages import (
     EnrolRequest,

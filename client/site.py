@@ -25,7 +25,7 @@ from common.config import Config, SplitConfig
 from common.data.cohort import Cohort, Finding
 from common.data.folder import open_cohort
 from common.data.ingest.frames import IngestError, inside, read_frame
-from common.data.manifest import FILE_NAME, Manifest, hospital_folders, load_manifest
+from common.data.manifest import FILE_NAME, OWN_FOLDER, Manifest, hospital_folders, load_manifest
 from common.data.quality import column_warnings
 from common.data.standardise import Standardisation
 from common.errors import ConsiliumError, TooManyFaults
@@ -34,7 +34,6 @@ from common.models.registry import SIZES, size_of
 from common.task import COMPLETE, MASK, Task
 
 LOG = logging.getLogger(__name__)
-OWN_FOLDER = ".consilium"
 FAULTS = "faults.log"
 FINDINGS = "findings.csv"
 KEY = "checksum.key"

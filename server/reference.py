@@ -63,6 +63,7 @@ def checksum(reference: Cohort | None) -> str:
         return ""
     digest = hashlib.sha256()
     for tensor in (*(x for _, x in sorted(reference.inputs.items())), reference.present, reference.labels):
-        digest.update(tensor.numpy().tobytes())
+        for row in tensor:  # volumes are read one at a time
+            digest.update(row.numpy().tobytes())
     digest.update(reference.patient.tobytes() + reference.split.tobytes())
     return digest.hexdigest()

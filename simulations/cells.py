@@ -14,11 +14,10 @@ from typing import Any
 import pandas as pd
 import torch
 
-from client.site import OWN_FOLDER
 from common.arrays import write_json
 from common.config import BalanceConfig, Config, DistillConfig, RefineConfig, WeightsConfig, load_config, to_json
 from common.data.ingest.frames import read_frame
-from common.data.manifest import hospital_folders, load_manifest
+from common.data.manifest import OWN_FOLDER, hospital_folders, load_manifest
 from common.errors import ConsiliumError
 from common.evaluation.predictions import predict_patterns
 from common.flower import run_flower

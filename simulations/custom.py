@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from client.site import OWN_FOLDER
 from common.config import TASK_FILE, Config, load_config
 from common.data.cohort import Cohort
 from common.data.manifest import (
     FILE_NAME,
+    OWN_FOLDER,
     REFERENCE_FOLDER,
     Manifest,
     check_against_task,

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from common.data.rows import joined, taken
 from common.data.standardise import Moments, Standardisation, moments, target_moments, visits_behind
 from common.task import COMPLETE, LABELS, Task
 
@@ -72,7 +73,7 @@ class Cohort:
 
     Attributes:
         task: What is predicted from what.
-        inputs: Modality -> raw or model-ready tensor [N, ...].
+        inputs: Modality -> raw or model-ready tensor [N, ...]; volumes, and regions, are :class:`~common.data.rows.LazyRows`.
         present: bool [N, M].
         labels: float32 [N, C], or int64 [N] for multi-class; the targets of a regression are in the task's units in a raw cohort,
             the regions of a segmentation uint8 [N, C, D, H, W].
@@ -103,9 +104,9 @@ class Cohort:
         at = torch.from_numpy(index)
         return replace(
             self,
-            inputs={m: x[at] for m, x in self.inputs.items()},
+            inputs={m: taken(x, at) for m, x in self.inputs.items()},
             present=self.present[at],
-            labels=self.labels[at],
+            labels=taken(self.labels, at),
             patient=self.patient[index],
             row=self.row[index],
             split=self.split[index],
@@ -122,7 +123,7 @@ class Cohort:
         return self.select(self.present[:, list(self.task.modalities).index(modality)].numpy())
 
     def batch(self, index: Tensor | None = None) -> Batch:
-        """Returns visits, all by default, as a batch."""
+        """Returns visits, all by default, as a batch; of volumes only visits that are named are read."""
         whole = Batch(self.inputs, self.present, self.labels)
         return whole if index is None else whole.taken(index)
 
@@ -152,8 +153,10 @@ class Cohort:
         """Returns how many visits have each output, int64 [C] (no regression: its outputs are numbers, which every visit has)."""
         if self.task.type == "multiclass":
             return torch.bincount(self.labels, minlength=len(self.task.outputs))
-        held = self.labels.flatten(2).any(2) if self.task.type == "segmentation" else self.labels
-        return held.sum(0).long()
+        if self.task.type == "segmentation":
+            held = [[bool(region.any()) for region in regions] for regions in self.labels]  # one mask at a time is in memory
+            return torch.tensor(held).reshape(-1, len(self.task.outputs)).sum(0).long()
+        return self.labels.sum(0).long()
 
     def events(self) -> int:
         """Returns the number of events, by which is judged whether the visits are enough to learn from.
@@ -176,9 +179,9 @@ def concatenate(cohorts: Iterable[Cohort]) -> Cohort:
     offsets = np.cumsum([0, *(int(c.patient.max(initial=-1)) + 1 for c in parts[:-1])])
     return replace(
         parts[0],
-        inputs={m: torch.cat([c.inputs[m] for c in parts]) for m in parts[0].inputs},
+        inputs={m: joined([c.inputs[m] for c in parts]) for m in parts[0].inputs},
         present=torch.cat([c.present for c in parts]),
-        labels=torch.cat([c.labels for c in parts]),
+        labels=joined([c.labels for c in parts]),
         labelled=all(c.labelled for c in parts),
         patient=np.concatenate([c.patient + o for c, o in zip(parts, offsets, strict=True)]),
         row=np.concatenate([c.row for c in parts]),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from common.config import SplitConfig
 from common.data.cohort import SPLITS, Cohort, Finding
-from common.data.ingest import Frames, IngestError, reader
+from common.data.ingest import Frames, IngestError, VolumeStore, reader
 from common.data.ingest.frames import inside, numbers, read_frame, separated, texts
-from common.data.ingest.volume import place_of, read_mask
 from common.data.manifest import Manifest, Source, check_against_task, spelled_out
+from common.data.rows import LazyRows
 from common.data.standardise import table_columns
 from common.errors import ConsiliumError, TooManyFaults
 from common.task import MASK, Modality, Task
@@ -51,12 +51,13 @@ def open_cohort(folder: Path, manifest: Manifest, task: Task, split: SplitConfig
         for column in (manifest.patient, manifest.visit)
         for row in np.flatnonzero(table[column].isna())
     ]
-    values = {m: _read(folder, manifest, m, task, table, findings) for m in task.modalities}
-    labels: NDArray[Any]
+    volumes = VolumeStore(folder)
+    values = {m: _read(folder, manifest, m, task, table, findings, volumes) for m in task.modalities}
     if task.type == "segmentation":
-        labels = _masks(folder, manifest, task, table, values, findings)
+        labels = _masks(manifest, task, table, values, findings, volumes)
     else:
-        labels = _labels(table, manifest, task, findings)
+        labels = _label_tensor(_labels(table, manifest, task, findings), task)
+    volumes.tidy()
     bad = {f.row - 2 for f in findings}
     if len(bad) > manifest.limits.bad_rows * len(table):
         raise TooManyFaults(
@@ -71,7 +72,7 @@ def open_cohort(folder: Path, manifest: Manifest, task: Task, split: SplitConfig
         task=task,
         inputs={m: _stack(values[m], len(table), task.modalities[m]) for m in task.modalities},
         present=torch.from_numpy(present),
-        labels=_label_tensor(labels, task),
+        labels=labels,
         labelled=bool(manifest.labels),
         patient=patient.astype(np.int64),
         row=np.arange(len(table)),
@@ -132,31 +133,28 @@ def _labels(table: pd.DataFrame, manifest: Manifest, task: Task, findings: list[
     return columns[0] if task.type == "multiclass" else np.stack(columns, axis=1)
 
 
-def _label_tensor(labels: NDArray[Any], task: Task) -> Tensor:
+def _label_tensor(labels: NDArray[np.float64], task: Task) -> Tensor:
     """Returns labels as they stand in a cohort; what is unknown, in rows that are left out, is 0."""
-    if task.type == "segmentation":
-        return torch.from_numpy(labels)
     return torch.from_numpy(np.nan_to_num(labels, nan=0.0)).to(torch.int64 if task.type == "multiclass" else torch.float32)
 
 
 def _masks(
-    folder: Path,
     manifest: Manifest,
     task: Task,
     table: pd.DataFrame,
     values: dict[str, dict[int, NDArray[np.generic]]],
     findings: list[Finding],
-) -> NDArray[np.uint8]:
-    """Returns regions [N, C, D, H, W]; a row whose mask is absent, invalid or not where its scans lie gets a finding."""
+    volumes: VolumeStore,
+) -> Tensor:
+    """Returns regions [N, C, D, H, W], lazy; a row whose mask is absent, invalid or not where its scans lie gets a finding."""
     modality = next(iter(task.modalities.values()))
-    regions = np.zeros((len(table), len(task.outputs), *modality.voxels), dtype=np.uint8)
-    known = {value for region in task.regions.values() for value in region}
+    regions: dict[int, NDArray[np.generic]] = {}
     cells = table[manifest.labels[MASK]] if manifest.labels else pd.Series([None] * len(table))
     for row, cell in enumerate(cells):
         scans = {m: str(table[manifest.modalities[m].column][row]) for m, held in values.items() if row in held}
         at = manifest.visit
         try:
-            places = {name: place_of(inside(folder, file)) for name, file in scans.items()}
+            places = {name: volumes.scan(file, modality).place for name, file in scans.items()}
             if not all(_same_place(place, next(iter(places.values()))) for place in places.values()):
                 raise IngestError(f"the scans {', '.join(places)} of this row differ in size or place; register them to one grid")
             if not manifest.labels:
@@ -164,18 +162,25 @@ def _masks(
             at = manifest.labels[MASK]
             if pd.isna(cell) or not str(cell).strip():
                 raise IngestError("the mask is absent; name its file, or leave the row out")
-            file = inside(folder, str(cell))
-            mask = read_mask(file, modality, known)
-            if places and not _same_place(place_of(file), next(iter(places.values()))):
+            mask = volumes.regions(str(cell), task)
+            if places and not _same_place(mask.place, next(iter(places.values()))):
                 raise IngestError(
                     "the mask lies elsewhere than the scans of its row, or differs in size; export it on their grid"
                 )
         except IngestError as error:
             findings.append(Finding(manifest.patients, row + 2, at, str(error)))
             continue
-        for c, output in enumerate(task.outputs):
-            regions[row, c] = np.isin(mask, task.regions[output])
-    return regions
+        regions[row] = mask.voxels
+    return _lazy(regions, len(table), (len(task.outputs), *modality.voxels), 0, torch.uint8)
+
+
+def _lazy(values: dict[int, NDArray[np.generic]], rows: int, shape: tuple[int, ...], fill: float, dtype: torch.dtype) -> LazyRows:
+    """Returns a tensor [N, ...] that is not made before somebody looks at it; rows without a value are filled."""
+
+    def row(at: int) -> Tensor:
+        return torch.from_numpy(values[at]).to(dtype) if at in values else torch.full(shape, fill, dtype=dtype)
+
+    return LazyRows([partial(row, at) for at in range(rows)], shape, dtype)
 
 
 def _same_place(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
@@ -183,7 +188,13 @@ def _same_place(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
 
 
 def _read(
-    folder: Path, manifest: Manifest, name: str, task: Task, table: pd.DataFrame, findings: list[Finding]
+    folder: Path,
+    manifest: Manifest,
+    name: str,
+    task: Task,
+    table: pd.DataFrame,
+    findings: list[Finding],
+    volumes: VolumeStore,
 ) -> dict[int, NDArray[np.generic]]:
     """Returns row -> raw array of the visits that hold a modality."""
     source = manifest.modalities.get(name)
@@ -191,7 +202,7 @@ def _read(
         return {}
     if source.column is None:
         source = replace(source, key=manifest.visit)
-    read = reader(folder, source, task.modalities[name], Frames())
+    read = reader(folder, source, task.modalities[name], Frames(), volumes)
     visits = texts(table[manifest.visit])
     cells = table[source.column] if source.column else _inline_cells(table, manifest, source)
     values: dict[int, NDArray[np.generic]] = {}
@@ -216,14 +227,15 @@ def _inline_cells(table: pd.DataFrame, manifest: Manifest, source: Source) -> pd
 
 
 def _stack(values: dict[int, NDArray[np.generic]], rows: int, modality: Modality) -> Tensor:
-    """Returns the raw tensor [N, ...] of a modality; rows without it are NaN (0 for text)."""
+    """Returns the raw tensor [N, ...] of a modality, lazy for volumes; rows without it are NaN (0 for text)."""
+    if modality.kind == "volume":
+        return _lazy(values, rows, (1, *modality.voxels), np.nan, torch.float32)
     shape, fill = {
         "table": ((table_columns(modality),), np.nan),
         "series": ((modality.steps, len(modality.features)), np.nan),
         "audio": ((modality.frames, modality.coefficients), np.nan),
         "text": ((modality.tokens,), 0),
         "image": ((1, modality.pixels, modality.pixels), np.nan),
-        "volume": ((1, *modality.voxels), np.nan),
     }[modality.kind]
     stacked = np.full((rows, *shape), fill, dtype=np.int64 if modality.kind == "text" else np.float32)
     for row, value in values.items():

@@ -39,6 +39,7 @@ from common.errors import BARE_YES, ConsiliumError, is_bare_yes, keys_at, neares
 from common.task import STRICT, Kind, Modality, Task
 
 FILE_NAME = "manifest.yaml"
+OWN_FOLDER = ".consilium"
 REFERENCE_FOLDER = "reference"
 SAME = "same"
 

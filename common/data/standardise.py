@@ -21,12 +21,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from common.data.rows import LazyRows
 from common.task import LABELS, Modality, Task
 
 CLIP = 5.0
@@ -75,6 +77,8 @@ def table_columns(modality: Modality) -> int:
 
 def moments(modality: Modality, raw: Tensor) -> Moments:
     """Returns the moments of a raw tensor (the patients who hold the modality)."""
+    if isinstance(raw, LazyRows):
+        return pool([moments(modality, row[None]) for row in raw] or [_column_moments(torch.empty(0, 1))])
     if modality.kind == "text":
         seen = torch.zeros(len(raw), modality.buckets, dtype=torch.float64).scatter_(1, raw.long(), 1.0)
         seen[:, 0] = 0.0
@@ -139,7 +143,9 @@ class Standardisation:
         return torch.from_numpy(pooled.mean), torch.where(deviation > LEAST_DEVIATION, deviation, 1.0)
 
     def apply(self, name: str, modality: Modality, raw: Tensor) -> Tensor:
-        """Returns the model-ready tensor of a raw one (table above)."""
+        """Returns the model-ready tensor of a raw one (table above); of a lazy one a lazy one."""
+        if isinstance(raw, LazyRows):
+            return raw.mapped(partial(self.apply, name, modality))
         pooled = self.moments[name]
         if modality.kind == "text":
             documents = float(pooled.count.max(initial=0.0))

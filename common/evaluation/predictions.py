@@ -112,12 +112,13 @@ def predict_patterns(raw: Cohort, speakers: Sequence[Speaker], scaling: Standard
 def _region_frame(visits: Cohort, batch: Batch, speaker: Speaker, pattern: str) -> pd.DataFrame:
     """Returns the scores of every scan's regions, found where the probability is above one half; one scan at a time."""
     modality = next(iter(visits.task.modalities.values()))
-    scores = []
+    scores, held = [], []
     for at in range(len(visits)):
         one = batch.taken(torch.tensor([at]))
+        held.append(one.labels.flatten(2).any(2))
         scores.append(region_scores(speaker.logits(one)[0] > 0, one.labels[0] > 0, modality).ravel())
-    held = visits.labels.flatten(2).any(2).repeat_interleave(len(REGION_METRICS), 1).float()
-    return _frame(replace(visits, labels=held), np.array(scores), pattern, speaker.name)
+    there = torch.cat(held).repeat_interleave(len(REGION_METRICS), 1).float()
+    return _frame(replace(visits, labels=there), np.array(scores), pattern, speaker.name)
 
 
 def _frame(visits: Cohort, scores: np.ndarray[Any, Any], pattern: str, model: str) -> pd.DataFrame:

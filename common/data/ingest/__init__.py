@@ -14,11 +14,11 @@ from common.data.ingest.image import read_image
 from common.data.ingest.series import bin_series
 from common.data.ingest.table import read_table
 from common.data.ingest.text import hash_words, read_text
-from common.data.ingest.volume import read_volume
+from common.data.ingest.volume_store import VolumeStore
 from common.data.manifest import Source
 from common.task import Kind, Modality
 
-__all__ = ["Frames", "IngestError", "Reader", "reader"]
+__all__ = ["Frames", "IngestError", "Reader", "VolumeStore", "reader"]
 
 
 class Reader(Protocol):
@@ -32,8 +32,9 @@ class Reader(Protocol):
         """
 
 
-def reader(folder: Path, source: Source, modality: Modality, frames: Frames) -> Reader:
+def reader(folder: Path, source: Source, modality: Modality, frames: Frames, volumes: VolumeStore | None = None) -> Reader:
     """Returns the reader of a modality whose cells are relative to ``folder``."""
+    store = volumes or VolumeStore(folder)
 
     def image(cell: str, visit: str) -> NDArray[np.generic]:
         return read_image(inside(folder, cell), modality.pixels)
@@ -52,7 +53,7 @@ def reader(folder: Path, source: Source, modality: Modality, frames: Frames) -> 
         return read_table(frames.rows(inside(folder, cell), source.key, visit), source, modality)
 
     def volume(cell: str, visit: str) -> NDArray[np.generic]:
-        return read_volume(inside(folder, cell), modality)
+        return store.scan(cell, modality).voxels
 
     readers: dict[Kind, Reader] = {
         "image": image, "audio": audio, "text": text, "series": series, "table": table, "volume": volume,
