@@ -202,12 +202,14 @@ def print_paper(paper: str, source: Source, console: Console) -> None:
     tables = tables_of(paper, source)
     console.print(f"\n[bold]{PAPERS[paper][0]}[/bold]\n{MARKS.replace('*', '')}")
     for told in tables:
-        table = Table(title=escape(f"{told.name}: {told.title}"), title_justify="left")
+        console.print(f"\n[italic]{escape(told.name)}: {escape(told.title)}[/italic]", highlight=False)
+        table = Table()
         for name in told.head:
             table.add_column(escape(name), overflow="fold")
         for row in told.rows:
             table.add_row(*map(escape, row), style="red" if GENERATED in row else None)
-        console.print(table)
+        if told.rows:
+            console.print(table)
         for note in told.notes:
             console.print(escape(note.replace("`", "")), highlight=False)
 
