@@ -8,14 +8,13 @@ from typing import Any
 from simulations.ablations import POOLED, STANDARD, references, teachers
 from simulations.benchmarks.base import Benchmark, Split
 from simulations.benchmarks.eicu_mortality import METHODS
-from simulations.benchmarks.mind_cremad import NOT_FOUND, of_final_seed, write_split
-from simulations.datasets.files import official_or_twin
+from simulations.benchmarks.mind import COMPARABLE, NOT_FOUND, find, write_split
 from simulations.datasets.mind import luma, twins
 
 
 def prepare(folder: Path, split: Split) -> dict[str, Any]:
     """Writes eight sites; see :data:`simulations.benchmarks.base.Prepare`."""
-    root, warnings = official_or_twin(luma.FOLDER, folder.parent, of_final_seed(twins.write_luma), luma.HOW_TO_GET)
+    root, warnings = find(folder, luma.FOLDER, luma.HOW_TO_GET, twins.write_luma)
     return write_split(folder, split, luma.load(root), tuple(f"site-{k + 1}" for k in range(8)), warnings)
 
 
@@ -31,7 +30,7 @@ BENCHMARK = Benchmark(
     methods=METHODS,
     metrics=("accuracy", "f1", "auroc"),
     published=NOT_FOUND,
-    comparable="That MIND used this set is inferred, and its figures could not be read: ours stand alone.",
+    comparable=COMPARABLE,
     ablations=(
         teachers("one", "one of each", image=["base"], audio=["base"], text=["linear"]),
         *POOLED,
