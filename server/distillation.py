@@ -14,7 +14,7 @@ from torch import Tensor
 
 from common.config import Config
 from common.data.cohort import Cohort
-from common.learning.lessons import Teaching, fit_calibration, teach_cohort, train_student, weights_gradient
+from common.learning.lessons import Teaching, fit_calibration, prepared, teach_cohort, train_student, weights_gradient
 from common.learning.loop import Fit, derive_seed
 from common.learning.losses import task_loss
 from common.learning.modality_weights import Evidence, OmegaAdam
@@ -171,6 +171,7 @@ def learn_weights(
     folds = _meta_folds(config, reference)
     shadows = [copy.deepcopy(student) for _ in folds]
     teachings: list[Teaching | None] = [teach_cohort(ensembles, train, calibration) for train, _ in folds]
+    folds = [(prepared(train, student.encoders), prepared(meta, student.encoders)) for train, meta in folds]
     adam = OmegaAdam(student.omega, config.weights.rho)
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "weights"))
     for step in range(config.weights.steps if folds else 0):

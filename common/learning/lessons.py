@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from common.config import Config, Training
@@ -21,6 +21,7 @@ from common.learning.modality_weights import Evidence, hypergradient, random_pat
 from common.learning.modulation import Modulation
 from common.models.ensemble import Calibration, CompleteTeacher, Ensembles, consilium
 from common.models.fusion import TOKENS, centred, probabilities
+from common.models.registry import Encoder
 from common.models.student import SHARED, Student, StudentOutput, block_of
 from common.models.teacher import Teacher
 from common.task import TaskType
@@ -53,6 +54,7 @@ def train_teacher(
         span: Of the round in its phase (:func:`common.learning.loop.span_of`).
         validation: If given, the best validated epoch is kept.
     """
+    train = prepared(train, teacher.network.encoders if isinstance(teacher, CompleteTeacher) else {modality: teacher.encoder})
 
     def loss(index: Tensor, generator: torch.Generator) -> Tensor:
         batch = _seen(train.batch(index), teacher.patch, generator)
@@ -60,6 +62,18 @@ def train_teacher(
 
     validate = (lambda: teacher_loss(teacher, modality, validation)) if validation is not None and len(validation) else None
     return fit(teacher, len(train), loss, training, epochs=epochs, seed=seed, span=span, validate=validate)
+
+
+@torch.no_grad()
+def prepared(cohort: Cohort, encoders: Mapping[str, nn.Module] | nn.ModuleDict) -> Cohort:
+    """Returns a model-ready cohort with what the encoders of its modalities prepare (:meth:`Encoder.prepared`)."""
+    whole, inputs = cohort.batch(), dict(cohort.inputs)
+    for at, name in enumerate(cohort.task.modalities):
+        encoder = cast("Encoder | None", encoders[name] if name in encoders else None)
+        if encoder is not None and type(encoder).prepared is not Encoder.prepared:
+            held = whole.holders(at)  # what the others hold there means nothing
+            inputs[name] = whole.spread(encoder.prepared(inputs[name][held]), held)
+    return replace(cohort, inputs=inputs)
 
 
 @torch.no_grad()
@@ -213,6 +227,7 @@ def train_student(
         span: Of the round in its phase.
         validation: If given, the best validated epoch is kept.
     """
+    train = prepared(train, student.encoders)
     whole = train.batch()
     modulated = config.balance.rule == "gradient-modulation" and train.labelled
     modulation = Modulation(train.task, config.balance.strength) if modulated else None

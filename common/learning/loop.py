@@ -85,7 +85,8 @@ def fit(
     if training.optimiser == "sgd":
         optimiser = torch.optim.SGD(parameters, lr=training.lr, weight_decay=training.weight_decay)
     else:  # a large epsilon: else Adam moves a word met once as far as a word met daily
-        optimiser = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=training.weight_decay, eps=ADAM_EPSILON)
+        decay = training.weight_decay
+        optimiser = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=decay, eps=ADAM_EPSILON, fused=True)
     curve: list[float] = []
     validated: list[float] = []
     best = _validated(module, validate, validated)

@@ -44,13 +44,19 @@ class Encoder(nn.Module):
 
     One that has parts to tell overrides :meth:`read` and sets ``token_width``; of another its feature is the only token.
 
-
     Encoders stay trainable under DP-SGD: no BatchNorm, nothing in-place.
     """
 
     features: int
     size: Size = "base"
     token_width: int | None = None
+
+    def prepared(self, x: Tensor) -> Tensor:
+        """Returns what the parameters work on, and that itself as it is: a training loop works it out once for all its steps.
+
+        Overridden where that depends on no parameter and is not much larger than the inputs; ``forward`` and ``read`` take both.
+        """
+        return x
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns features [B, features] of model-ready inputs (shapes: ``common.data.standardise``)."""

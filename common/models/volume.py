@@ -97,7 +97,7 @@ class VolumeStudent(Student):
         outputs, modalities = len(task.outputs), len(task.modalities)
         modality = next(iter(task.modalities.values()))
         shared = cast("MapEncoder", build_encoder(modality, model.student["volume"], model.width, model.dropout))
-        self.shared = nn.ModuleDict({"encoder": shared})
+        self.shared, self.encoders = nn.ModuleDict({"encoder": shared}), nn.ModuleDict()  # no modality has one of its own
         self.heads = nn.ModuleDict({n: LightDecoder(shared.channels, outputs) for n in task.modalities})
         self.how, self.fusion = model.fusion, nn.ModuleDict()
         if self.how == "late":

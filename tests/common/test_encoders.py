@@ -63,6 +63,17 @@ def test_an_encoder_maps_any_number_of_patients_to_its_features_and_leaves_its_i
 
 
 @pytest.mark.parametrize(("name", "architecture"), every_encoder())
+def test_what_an_encoder_prepares_it_reads_as_it_reads_its_inputs(name: str, architecture: str) -> None:
+    encoder = make_teacher(name, architecture).encoder.eval()
+    x = draw(name, 5)
+    prepared = encoder.prepared(x)
+    assert prepared.numel() <= 2 * x.numel()
+    assert encoder.prepared(prepared) is prepared
+    assert torch.equal(encoder(prepared), encoder(x))
+    assert torch.equal(encoder.read(prepared).tokens, encoder.read(x).tokens)
+
+
+@pytest.mark.parametrize(("name", "architecture"), every_encoder())
 def test_an_encoder_tells_its_feature_and_the_tokens_it_was_made_of(name: str, architecture: str) -> None:
     encoder = build_encoder(EVERY_KIND[name], architecture, WIDTH, 0.1).eval()
     x = draw(name, 5)

@@ -42,9 +42,13 @@ class LinearTable(Encoder):
         super().__init__()
         self.features = 3 * table_columns(modality)
 
+    def prepared(self, x: Tensor) -> Tensor:
+        """[B, 2, D] -> [B, 3 D]."""
+        return x if x.ndim == 2 else table_features(x)
+
     def forward(self, x: Tensor) -> Tensor:
         """[B, 2, D] -> [B, 3 D]."""
-        return table_features(x)
+        return self.prepared(x)
 
 
 class WideDeep(Encoder):
@@ -76,9 +80,13 @@ class CompactTable(WideDeep):
         """Args as in :func:`common.models.registry.build_encoder`."""
         super().__init__(3 * table_columns(modality), width, self.hidden * width, dropout)
 
+    def prepared(self, x: Tensor) -> Tensor:
+        """[B, 2, D] -> [B, 3 D]."""
+        return x if x.ndim == 2 else table_features(x)
+
     def forward(self, x: Tensor) -> Tensor:
         """[B, 2, D] -> [B, width]."""
-        return super().forward(table_features(x))
+        return super().forward(self.prepared(x))
 
 
 @encoder("table", "small")

@@ -47,9 +47,13 @@ class TrendSeries(Encoder):
         super().__init__()
         self.features = TRENDS * len(modality.features)
 
+    def prepared(self, x: Tensor) -> Tensor:
+        """[B, 2, T, F] -> [B, 12 F]."""
+        return x if x.ndim == 2 else trends(x)
+
     def forward(self, x: Tensor) -> Tensor:
         """[B, 2, T, F] -> [B, 12 F]."""
-        return trends(x)
+        return self.prepared(x)
 
 
 @encoder("series", "compact-trend")
@@ -62,6 +66,10 @@ class CompactTrendSeries(WideDeep):
         """Args as in :func:`common.models.registry.build_encoder`."""
         super().__init__(TRENDS * len(modality.features), width, width, dropout)
 
+    def prepared(self, x: Tensor) -> Tensor:
+        """[B, 2, T, F] -> [B, 12 F]."""
+        return x if x.ndim == 2 else trends(x)
+
     def forward(self, x: Tensor) -> Tensor:
         """[B, 2, T, F] -> [B, width]."""
-        return super().forward(trends(x))
+        return super().forward(self.prepared(x))
