@@ -171,7 +171,8 @@ def learn_weights(
     folds = _meta_folds(config, reference)
     shadows = [copy.deepcopy(student) for _ in folds]
     teachings: list[Teaching | None] = [teach_cohort(ensembles, train, calibration) for train, _ in folds]
-    folds = [(prepared(train, student.encoders), prepared(meta, student.encoders)) for train, meta in folds]
+    encoders = list(student.encoders.items())
+    folds = [(prepared(train, encoders), prepared(meta, encoders)) for train, meta in folds]
     adam = OmegaAdam(student.omega, config.weights.rho)
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "weights"))
     for step in range(config.weights.steps if folds else 0):

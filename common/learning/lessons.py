@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -54,7 +54,8 @@ def train_teacher(
         span: Of the round in its phase (:func:`common.learning.loop.span_of`).
         validation: If given, the best validated epoch is kept.
     """
-    train = prepared(train, teacher.network.encoders if isinstance(teacher, CompleteTeacher) else {modality: teacher.encoder})
+    encoders = teacher.network.encoders if isinstance(teacher, CompleteTeacher) else {modality: teacher.encoder}
+    train = prepared(train, encoders.items())
 
     def loss(index: Tensor, generator: torch.Generator) -> Tensor:
         batch = _seen(train.batch(index), teacher.patch, generator)
@@ -65,13 +66,13 @@ def train_teacher(
 
 
 @torch.no_grad()
-def prepared(cohort: Cohort, encoders: Mapping[str, nn.Module] | nn.ModuleDict) -> Cohort:
-    """Returns a model-ready cohort with what the encoders of its modalities prepare (:meth:`Encoder.prepared`)."""
+def prepared(cohort: Cohort, encoders: Iterable[tuple[str, nn.Module]]) -> Cohort:
+    """Returns a model-ready cohort with what encoders, named by their modality, prepare (:meth:`Encoder.prepared`)."""
     whole, inputs = cohort.batch(), dict(cohort.inputs)
-    for at, name in enumerate(cohort.task.modalities):
-        encoder = cast("Encoder | None", encoders[name] if name in encoders else None)
-        if encoder is not None and type(encoder).prepared is not Encoder.prepared:
-            held = whole.holders(at)  # what the others hold there means nothing
+    for name, module in encoders:
+        encoder = cast("Encoder", module)
+        if type(encoder).prepared is not Encoder.prepared:
+            held = whole.holders(list(cohort.task.modalities).index(name))  # what the others hold there means nothing
             inputs[name] = whole.spread(encoder.prepared(inputs[name][held]), held)
     return replace(cohort, inputs=inputs)
 
@@ -227,7 +228,7 @@ def train_student(
         span: Of the round in its phase.
         validation: If given, the best validated epoch is kept.
     """
-    train = prepared(train, student.encoders)
+    train = prepared(train, student.encoders.items())
     whole = train.batch()
     modulated = config.balance.rule == "gradient-modulation" and train.labelled
     modulation = Modulation(train.task, config.balance.strength) if modulated else None
