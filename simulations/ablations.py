@@ -29,6 +29,7 @@ class Ablation:
         setting: How it is set here, in words.
         overrides: Hydra overrides of the main setting.
         reference: Share of the training patients in the reference set; None is the protocol's own.
+        against: Name of another ablation that it is compared with too.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Ablation:
     setting: str
     overrides: tuple[str, ...] = ()
     reference: float | None = None
+    against: str | None = None
 
 
 def teachers(name: str, setting: str, **architectures: Sequence[str]) -> Ablation:
@@ -78,7 +80,7 @@ NO_REFERENCE = tuple(a for a in STANDARD if a.name not in NEEDS_REFERENCE)
 JOINT = Ablation("student-joint", "fusion", "joint", ("model.fusion=joint",))
 MODULATED = Ablation("student-gradient-modulation", "gradient modulation", "on", ("balance=gradient-modulation",))
 POOLED = (
-    Ablation("student-bottleneck", "fusion", "pooled bottleneck", ("model.fusion=bottleneck",)),
+    Ablation("student-bottleneck", "fusion", "pooled bottleneck", ("model.fusion=bottleneck",), against=JOINT.name),
     Ablation("student-complete", "teacher of complete visits", "one more, pooled bottleneck", ("model.complete=bottleneck",)),
     MODULATED,
 )

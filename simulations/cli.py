@@ -21,7 +21,7 @@ from simulations.ablations import MAIN
 from simulations.benchmarks.base import CUSTOM, Benchmark, benchmarks, get
 from simulations.custom import custom_benchmark
 from simulations.fetch import fetch, remote_data
-from simulations.findings import Finding, findings, is_ablation
+from simulations.findings import Finding, findings, is_ablation, rivals
 from simulations.split import split_command
 from simulations.tables import (
     NAMES,
@@ -205,6 +205,8 @@ def show(results: Results, folder: Path, console: Console) -> None:
     if is_ablation(results):
         for metric in metrics:
             console.print(_ablation(findings(results, metric), metric))
+        if pairs := rivals(results, metrics[0]):
+            console.print(_rivals(pairs, metrics[0]))
     else:
         for site in (None, *sites_apart(results)):
             console.print(_methods(results, columns, site))
@@ -288,6 +290,18 @@ def _ablation(found: list[Finding], metric: str) -> Table:
             f.elsewhere,
         )
         before = f.factor
+    return table
+
+
+def _rivals(pairs: list[tuple[str, str, Comparison]], metric: str) -> Table:
+    """Returns the table of settings that are compared with each other."""
+    table = Table(title=f"{NAMES.get(metric, metric)}: two other settings, same patients [95 % interval]", title_justify="left")
+    for head in ("setting", "against", "given"):
+        table.add_column(head, overflow="fold")
+    table.add_column("difference", justify="right", overflow="fold")
+    table.add_column("verdict", overflow="fold")
+    for a, b, c in pairs:
+        table.add_row(escape(a), escape(b), given(c.pattern), escape(difference(bounds_of(c))), verdict(c))
     return table
 
 

@@ -71,9 +71,22 @@ def findings(results: Results, metric: str) -> list[Finding]:
     return [_finding(results, told, metric) for told in (main, *results.environment["ablations"])]
 
 
+def rivals(results: Results, metric: str) -> list[tuple[str, str, Comparison]]:
+    """Returns the comparisons of two other settings with each other, with both in words: ``a`` minus ``b``.
+
+    Args:
+        results: Of an ablation.
+        metric: Name of the metric.
+    """
+    said = {told["name"]: told["setting"] for told in results.environment["ablations"]}
+    found = [c for c in results.comparisons if c.a in said and c.b in said and (c.metric, c.output) == (metric, None)]
+    return [(said[c.a], said[c.b], c) for c in found]
+
+
 def _finding(results: Results, told: Mapping[str, Any], metric: str) -> Finding:
     own = next((r for r in pooled(results) if (r.method, r.metric, r.pattern) == (told["name"], metric, ALL)), None)
-    against = {c.pattern: c for c in results.comparisons if (c.b, c.metric, c.output) == (told["name"], metric, None)}
+    wanted = (MAIN, told["name"], metric, None)
+    against = {c.pattern: c for c in results.comparisons if (c.a, c.b, c.metric, c.output) == wanted}
     whole = against.pop(ALL, None)
     return Finding(
         factor=told["factor"],

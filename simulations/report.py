@@ -6,6 +6,7 @@ outputs, and the modality weights before the last update.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from common.errors import ConsiliumError
 from common.evaluation.results import FILE_NAME, Comparison, Results, Row, load_results
 from simulations.ablations import MAIN
 from simulations.benchmarks.base import CUSTOM
-from simulations.findings import Effect, Finding, findings, is_ablation
+from simulations.findings import Effect, Finding, findings, is_ablation, rivals
 from simulations.scores import ALL
 from simulations.tables import (
     NAMES,
@@ -24,6 +25,7 @@ from simulations.tables import (
     count,
     difference,
     figure,
+    given,
     lone_teachers,
     main_metrics,
     markdown_table,
@@ -63,7 +65,8 @@ def keep(run: Path, docs: Path) -> Path:
         docs: Folder of the documentation.
 
     Returns:
-        ``docs/results/NAME.json``; the name has the variant in it, and ``-ablation`` for an ablation.
+        ``docs/results/NAME.json``; the name has the variant in it, and ``-ablation`` for an ablation, with the factor if it is of
+        a single one.
 
     Raises:
         ConsiliumError: If there are no results, cells are missing, training was cut short or an older version made them.
@@ -79,7 +82,7 @@ def keep(run: Path, docs: Path) -> Path:
     if "command" not in about:
         raise ConsiliumError(f"{run} was made by an older version, which did not record its command. Run the benchmark again.")
     variant = next((f"-{r.variant}" for r in results.rows if r.variant), "")
-    file = docs / "results" / f"{results.benchmark}{variant}{'-ablation' if is_ablation(results) else ''}.json"
+    file = docs / "results" / f"{results.benchmark}{variant}{_ending(results)}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, _shown(results).model_dump(mode="json"))
     return file
@@ -101,7 +104,7 @@ def write(docs: Path) -> Path:
 def render(docs: Path) -> str:
     """Returns the text of ``results.md``: benchmarks on real patients first, each with its ablation behind it."""
     kept = [load_results(file) for file in sorted((docs / "results").glob("*.json"))]
-    order = sorted(kept, key=lambda r: (r.data == "generated", r.benchmark, _variant(r), is_ablation(r)))
+    order = sorted(kept, key=lambda r: (r.data == "generated", r.benchmark, _variant(r), is_ablation(r), _only_factor(r)))
     return "\n".join([HEAD, *map(_section, order)] if order else [HEAD, "No run is kept yet.\n"])
 
 
@@ -124,6 +127,18 @@ def _beside_published(results: Results) -> list[Row]:
     return [r for r in whole if r.metric in metrics and r.output in outputs]
 
 
+def _ending(results: Results) -> str:
+    """Returns how the name of a kept ablation ends: those of single factors stand beside each other, long ones can be cut up."""
+    factor = _only_factor(results)
+    return f"-ablation{'-' + re.sub('[^a-z]+', '-', factor.lower()) if factor else ''}" if is_ablation(results) else ""
+
+
+def _only_factor(results: Results) -> str:
+    """Returns the factor of an ablation of a single one; empty for others."""
+    factors = {told["factor"] for told in results.environment["ablations"]}
+    return factors.pop() if len(factors) == 1 else ""
+
+
 def _variant(results: Results) -> str:
     return next((r.variant for r in results.rows if r.variant), "")
 
@@ -132,7 +147,8 @@ def _section(results: Results) -> str:
     """Returns what one kept run found."""
     variant = f", variant `{_variant(results)}`" if _variant(results) else ""
     about = results.environment
-    kind = "ablation" if is_ablation(results) else "methods"
+    factor = _only_factor(results)
+    kind = "methods" if not is_ablation(results) else f"ablation of {factor}" if factor else "ablation"
     body = _ablation(results) if is_ablation(results) else _methods(results)
     return "\n".join([f"## `{results.benchmark}`{variant}: {kind}\n", f"{about['title']}.\n", _facts(results), *body])
 
@@ -232,6 +248,10 @@ def _ablation(results: Results) -> list[str]:
     ]
     head = ["factor", "setting", name, "main setting minus it", "main setting", "parameters", "by combination of modalities"]
     parts = [markdown_table(head, rows)]
+    lines = [[a, b, given(c.pattern), difference(bounds_of(c)), verdict(c)] for a, b, c in rivals(results, metric)]
+    if lines:
+        parts += ["Two other settings, on the same patients:\n"]
+        parts += [markdown_table(["setting", "against", "given", f"{name}, difference", "verdict"], lines)]
     for effect in WORDS:
         told = [f for f in found if f.effect == effect]
         parts += [f"{WORDS[effect][0]} (in {name}):\n", *(_ablation_sentence(f, effect) for f in told), ""] if told else []

@@ -64,7 +64,8 @@ def build_results(
         variant: Variant of the plan.
         prepared: What ``prepare`` returned, the first seed's folds first.
         run: What else to tell of the run, recorded under ``environment``.
-        every_pattern: Whether the student is compared with every method on every pattern too, in the main metric.
+        every_pattern: Whether the student is compared with every method on every pattern too, in the main metric; and so is an
+            ablation with the other one that it names.
     """
     builder = _Builder(benchmark, cells, seeds, folds, variant)
     return Results(
@@ -223,16 +224,20 @@ class _Builder:
         return found
 
     def by_pattern(self) -> list[Comparison]:
-        """Returns our student against every other method on every pattern, in the main metric."""
+        """Returns our student against every method, and ablations against each other, on every pattern, in the main metric."""
+        metric = self.benchmark.metrics[:1]
         others = [(method, pattern) for method, pattern in self.tables if method != OURS and pattern != ALL]
-        return [c for method, pattern in others for c in self._compare(pattern, method, pattern, self.benchmark.metrics[:1])]
+        found = [c for method, pattern in others for c in self._compare(pattern, method, pattern, metric)]
+        named = [(a.name, a.against) for a in self.benchmark.ablations if a.against in self.complete and a.name in self.complete]
+        pairs = [(a, b, pattern) for a, b in named for method, pattern in self.tables if method == a]
+        return found + [c for a, b, pattern in pairs for c in self._compare(pattern, str(b), pattern, metric, ours=a)]
 
-    def _paired(self, pattern: str, other: str, other_pattern: str) -> list[tuple[_Table, _Table]]:
-        """Returns per common seed the rows that our student (on ``pattern``) and the other (on its own) both predict."""
-        ours, theirs = self._pooled(OURS, pattern), self._pooled(other, other_pattern)
+    def _paired(self, pattern: str, other: str, other_pattern: str, ours: str = OURS) -> list[tuple[_Table, _Table]]:
+        """Returns per common seed the rows that our method (on ``pattern``) and the other (on its own) both predict."""
+        mine, theirs = self._pooled(ours, pattern), self._pooled(other, other_pattern)
         pairs = []
-        for seed in sorted(ours.keys() & theirs.keys()):
-            a, b = ours[seed], theirs[seed]
+        for seed in sorted(mine.keys() & theirs.keys()):
+            a, b = mine[seed], theirs[seed]
             common = a.keys.intersection(b.keys).sort_values()
             if len(common):
                 pairs.append((a.take(a.keys.get_indexer(common)), b.take(b.keys.get_indexer(common))))
@@ -245,16 +250,18 @@ class _Builder:
         sign = -1 if main in LOWER_IS_BETTER else 1
         return float(np.mean([sign * f.get(main, -sign * np.inf) for f in found]))
 
-    def _compare(self, pattern: str, other: str, other_pattern: str, wanted: Sequence[str] | None = None) -> list[Comparison]:
+    def _compare(
+        self, pattern: str, other: str, other_pattern: str, wanted: Sequence[str] | None = None, ours: str = OURS
+    ) -> list[Comparison]:
         """Returns the paired differences in some metrics, in all of the benchmark by default."""
-        pairs = self._paired(pattern, other, other_pattern)
+        pairs = self._paired(pattern, other, other_pattern, ours)
         if not pairs:
             return []
         a, b = [p[0].sample() for p in pairs], [p[1].sample() for p in pairs]
         found = {m: paired_difference(a, b, m, self.benchmark.task_type) for m in wanted or self.benchmark.metrics}
         return [
             Comparison(
-                a=OURS,
+                a=ours,
                 b=other,
                 variant=self.variant,
                 pattern=pattern,

@@ -26,7 +26,7 @@ METHODS = ("student", "student-uniform", "local", "fedavg", "central", "central-
 ABLATIONS = (
     Ablation("student-no-kd", "distillation", "off, labels alone"),
     Ablation("student-uniform", "modality weights", "uniform"),
-    Ablation("student-no-refine", "refine", "off"),
+    Ablation("student-no-refine", "refine", "off", against="student-no-kd"),
     Ablation("student-reference-5", "reference set", "5 %", reference=0.05),
 )
 SKILL = {

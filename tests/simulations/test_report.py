@@ -130,6 +130,23 @@ def test_an_ablation_says_plainly_what_helps_what_hurts_and_what_does_not_help(t
     assert text.count("- **") == len(fakes.ABLATIONS)
 
 
+def test_two_settings_that_are_rivals_are_compared_on_every_combination(tmp_path: Path, ablation: Results) -> None:
+    text = report.render(kept(tmp_path, ablation))
+    _, told, after = text.partition("Two other settings, on the same patients:\n")
+    lines = [line for line in after.split("\nWhat ")[0].splitlines() if line.startswith("| off |")]
+    assert told and len(lines) == 8
+    assert all(line.startswith("| off | off, labels alone | ") and line.endswith(" better |") for line in lines)
+
+
+def test_ablations_of_single_factors_are_kept_beside_each_other(tmp_path: Path, ablation: Results) -> None:
+    alone = [with_environment(ablation, ablations=[told]) for told in ablation.environment["ablations"][1:3]]
+    docs = kept(tmp_path, *alone, ablation)
+    endings = ("", "-modality-weights", "-refine")
+    assert {f.name for f in (docs / "results").iterdir()} == {f"fake-mortality-ablation{e}.json" for e in endings}
+    heads = re.findall(r"^## `fake-mortality`: (.*)$", report.render(docs), flags=re.M)
+    assert heads == ["ablation", "ablation of modality weights", "ablation of refine"]
+
+
 def test_real_patients_come_first_and_an_ablation_behind_its_methods(tmp_path: Path, methods: Results, ablation: Results) -> None:
     real = methods.model_copy(update={"data": "real", "benchmark": "zebra"})
     text = report.render(kept(tmp_path, ablation, methods, real))
