@@ -7,6 +7,7 @@ outputs, and the modality weights before the last update.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -65,8 +66,8 @@ def keep(run: Path, docs: Path) -> Path:
         docs: Folder of the documentation.
 
     Returns:
-        ``docs/results/NAME.json``; the name has the variant in it, and ``-ablation`` for an ablation, with the factor if it is of
-        a single one.
+        ``docs/results/NAME.json``; the name has the variant in it, and ``-ablation`` for an ablation, with the factors if it is
+        of some only.
 
     Raises:
         ConsiliumError: If there are no results, cells are missing, training was cut short or an older version made them.
@@ -104,7 +105,7 @@ def write(docs: Path) -> Path:
 def render(docs: Path) -> str:
     """Returns the text of ``results.md``: benchmarks on real patients first, each with its ablation behind it."""
     kept = [load_results(file) for file in sorted((docs / "results").glob("*.json"))]
-    order = sorted(kept, key=lambda r: (r.data == "generated", r.benchmark, _variant(r), is_ablation(r), _only_factor(r)))
+    order = sorted(kept, key=lambda r: (r.data == "generated", r.benchmark, _variant(r), is_ablation(r), _some_factors(r)))
     return "\n".join([HEAD, *map(_section, order)] if order else [HEAD, "No run is kept yet.\n"])
 
 
@@ -128,15 +129,15 @@ def _beside_published(results: Results) -> list[Row]:
 
 
 def _ending(results: Results) -> str:
-    """Returns how the name of a kept ablation ends: those of single factors stand beside each other, long ones can be cut up."""
-    factor = _only_factor(results)
-    return f"-ablation{'-' + re.sub('[^a-z]+', '-', factor.lower()) if factor else ''}" if is_ablation(results) else ""
+    """Returns how the name of a kept file ends: long ablations are run, and kept, by factors."""
+    slug = "-".join(["", *re.findall("[a-z0-9]+", _some_factors(results).lower())])
+    return f"-ablation{slug}" if is_ablation(results) else ""
 
 
-def _only_factor(results: Results) -> str:
-    """Returns the factor of an ablation of a single one; empty for others."""
-    factors = {told["factor"] for told in results.environment["ablations"]}
-    return factors.pop() if len(factors) == 1 else ""
+def _some_factors(results: Results) -> str:
+    """Returns the factors of an ablation that was asked for some only; empty for others."""
+    factors = dict.fromkeys(told["factor"] for told in results.environment["ablations"])
+    return ", ".join(factors) if "--only" in shlex.split(results.environment["command"]) else ""
 
 
 def _variant(results: Results) -> str:
@@ -147,8 +148,8 @@ def _section(results: Results) -> str:
     """Returns what one kept run found."""
     variant = f", variant `{_variant(results)}`" if _variant(results) else ""
     about = results.environment
-    factor = _only_factor(results)
-    kind = "methods" if not is_ablation(results) else f"ablation of {factor}" if factor else "ablation"
+    some = _some_factors(results)
+    kind = "methods" if not is_ablation(results) else f"ablation of {some}" if some else "ablation"
     body = _ablation(results) if is_ablation(results) else _methods(results)
     return "\n".join([f"## `{results.benchmark}`{variant}: {kind}\n", f"{about['title']}.\n", _facts(results), *body])
 
