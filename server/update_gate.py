@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
+from torch import nn
 
+from common.learning.loop import Fit
 from common.messages import Arrays
+from server.rounds import RunFailed
 
 
 def fault(
@@ -39,12 +43,34 @@ def fault(
     return None
 
 
-def score_fault(scores: Mapping[str, tuple[float, int]]) -> str | None:
-    """Returns why validation losses (what was validated -> mean loss, visits) are refused, or None."""
+def score_fault(scores: Mapping[str, tuple[float, int]], most: int) -> str | None:
+    """Returns why validation losses (what was validated -> mean loss, visits) are refused, or None.
+
+    Args:
+        scores: As received.
+        most: Validation visits that the site enrolled with.
+    """
     for name, (_, visits) in scores.items():
-        if visits < 1:
-            return f"its validation loss of '{name}' rests on {visits} visits"
+        if not 1 <= visits <= most:
+            return f"its validation loss of '{name}' rests on {visits} visits, the site enrolled with {most}"
     return not_finite({f"validation loss of '{name}'": loss for name, (loss, _) in scores.items()})
+
+
+def require_finite(what: str, module: nn.Module, fit: Fit, setting: str) -> None:
+    """Checks what the server trained itself as it checks what sites send.
+
+    Args:
+        what: What was trained, in words.
+        module: It.
+        fit: How its training went.
+        setting: Key of its learning rate.
+
+    Raises:
+        RunFailed: If a parameter or a loss is NaN or infinite.
+    """
+    losses = (*fit.training, *fit.validation)
+    if not all(map(math.isfinite, losses)) or not all(p.isfinite().all() for p in module.state_dict().values()):
+        raise RunFailed(f"training {what} on the reference set diverged: its loss or parameters are not finite. Lower {setting}")
 
 
 def not_finite(values: Mapping[str, float]) -> str | None:

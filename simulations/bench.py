@@ -15,10 +15,9 @@ import shlex
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from functools import cache
 from pathlib import Path
 from statistics import mean
 from typing import Any, BinaryIO
@@ -34,7 +33,8 @@ from simulations.figures import draw_ablation, draw_figures
 from simulations.region_figures import OVERLAY_FILE
 from simulations.results import Cell, load_cell
 from simulations.scores import build_results
-from simulations.workers import Job, RunCell, Work, run_jobs
+from simulations.work import Job, RunCell, Work
+from simulations.workers import run_jobs
 
 ROOMS = ("client", "common", "configs", "server", "simulations")
 CODE = (".py", ".yaml", ".json")
@@ -153,7 +153,8 @@ def run(
     with _open_run(plan, runs_root(out) / (f"{benchmark.name}-ablation" if ablate else benchmark.name)) as folder:
         work = Work(benchmark, folder, variant, runtime, debug, run_cell)
         try:
-            run_jobs(work, plan.jobs(), workers or (1 if runtime == "flwr" else os.cpu_count() or 1), console or Console())
+            number = workers or (1 if runtime == "flwr" else os.cpu_count() or 1)
+            run_jobs(work, plan.jobs(), number, console or Console(), lambda: code_digest() == plan.code)
         except ConsiliumError:
             if not (folder / "prepared").exists():  # nothing has begun, so that there is nothing to resume
                 shutil.rmtree(folder)
@@ -208,7 +209,6 @@ def make_plan(
     )
 
 
-@cache
 def code_digest() -> str:
     """Returns the first 16 hex digits of the SHA-256 of the project's code and configuration."""
     root, digest = Path(__file__).resolve().parents[1], hashlib.sha256()
@@ -220,21 +220,34 @@ def code_digest() -> str:
 @contextmanager
 def _open_run(plan: Plan, home: Path) -> Iterator[Path]:
     """Yields the newest unfinished run directory with this plan, else a new one; locked, so that no other process resumes it."""
+    while not (found := _locked(plan, home)):
+        _make_run(plan, home)
+    folder, lock = found
+    with lock:
+        yield folder
+
+
+def _locked(plan: Plan, home: Path) -> tuple[Path, BinaryIO] | None:
+    """Returns the newest unfinished run directory with this plan that nobody else runs, and its lock; None if there is none."""
     for folder in _run_folders(home):
         if _plan_of(folder) == plan.as_json() and not _is_finished(folder):
             lock = (folder / "bench.json").open("rb")
             if _is_locked_by_us(lock):
-                break
+                return folder, lock
             lock.close()
-    else:
-        while (folder := home / datetime.now().strftime("%Y%m%d-%H%M%S")).exists():
-            time.sleep(0.2)
-        folder.mkdir(parents=True)
-        write_json(folder / "bench.json", {"schema_version": 1, "plan": plan.as_json()})
-        lock = (folder / "bench.json").open("rb")
-        _is_locked_by_us(lock)
-    with lock:
-        yield folder
+    return None
+
+
+def _make_run(plan: Plan, home: Path) -> None:
+    """Makes a new run directory."""
+    home.mkdir(parents=True, exist_ok=True)
+    while True:
+        folder = home / datetime.now().strftime("%Y%m%d-%H%M%S")
+        with suppress(FileExistsError):
+            folder.mkdir()
+            break
+        time.sleep(0.2)
+    write_json(folder / "bench.json", {"schema_version": 1, "plan": plan.as_json()})
 
 
 def _is_locked_by_us(file: BinaryIO) -> bool:
@@ -293,7 +306,7 @@ def _results(plan: Plan, work: Work, cells: Sequence[Cell], missing: Mapping[str
 
 
 def _command(plan: Plan, only: Sequence[str], *, ablate: bool) -> str:
-    """Returns the command line that makes a run again."""
+    """Returns the command line that makes a run again; one on own data without the files that only its user has."""
     words = ["consilium-bench", "ablate" if ablate else "run", plan.benchmark, "--seeds", str(len(plan.seeds))]
     words += [word for name in only for word in ("--only", name)] + (["--variant", plan.variant] if plan.variant else [])
     return shlex.join(words + (["--runtime", plan.runtime] if plan.runtime != "inproc" else []))

@@ -32,7 +32,7 @@ from simulations.benchmarks.base import Benchmark
 from simulations.inproc import run_inproc
 from simulations.metakd import SETTINGS, metakd_faithful
 from simulations.region_figures import OVERLAY_FILE, draw_overlay
-from simulations.workers import RUN_FOLDER, Job, Work
+from simulations.work import RUN_FOLDER, Job, Work
 
 RUNS: dict[str, tuple[str, ...]] = {
     MAIN: (),

@@ -20,7 +20,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -29,127 +28,21 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from common.arrays import write_json
 from common.errors import ConsiliumError
-from server import record
-from simulations.benchmarks.base import Benchmark, Split
-from simulations.results import load_cell
+from simulations.benchmarks.base import Split
+from simulations.work import Job, RunCell, Work
 
-UNMASKED = ("central-full",)
-"""Methods that see every modality of every training patient."""
-
-RUN_FOLDER = "run"
 LOOK_SECONDS = 1.0
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+CHANGED = (
+    "The project's code or configuration has changed since the run began: cells of two versions would share a table. Put the "
+    "files back and run again, which resumes, or run again with the new ones, which begins anew. To work on them meanwhile, run "
+    "benchmarks in another checkout (git worktree)."
+)
 KILLED = "its process was killed, most often for want of memory; close other programs and run again: it resumes"
 
 
-@dataclass(frozen=True)
-class Job:
-    """One cell to run."""
-
-    method: str
-    seed: int
-    fold: int
-
-    @property
-    def name(self) -> str:
-        """Name of its folder."""
-        return f"{self.method}-{self.seed}-{self.fold}"
-
-
-RunCell = Callable[["Work", Job], None]
-"""``run_cell(work, job)`` writes a cell, ``cell.json`` last."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """What all cells of a run share, and where they lie.
-
-    Attributes:
-        benchmark: What is run.
-        folder: The run directory.
-        variant: Variant of the benchmark.
-        runtime: ``inproc`` or ``flwr``.
-        debug: Whether training is cut short.
-        run_cell: Runs one cell; ``simulations.cells.run_cell`` if None.
-    """
-
-    benchmark: Benchmark
-    folder: Path
-    variant: str | None
-    runtime: str
-    debug: bool
-    run_cell: RunCell | None
-
-    def split(self, job: Job) -> Split:
-        """Returns which sites a cell opens."""
-        ablation = self.benchmark.ablation(job.method)
-        reference = ablation.reference if ablation else None
-        return Split(job.seed, job.fold, self.variant, job.method not in UNMASKED, reference)
-
-    def cell(self, job: Job) -> Path:
-        """Returns the folder of a cell."""
-        return self.folder / "cells" / job.name
-
-    def record(self, job: Job) -> Path:
-        """Returns where a cell that is a run of the five phases records what happens."""
-        return self.cell(job) / RUN_FOLDER / record.FILE_NAME
-
-    def sites(self, split: Split) -> Path:
-        """Returns the folder of the sites of a split."""
-        return self.folder / "sites" / split.name
-
-    def prepared(self, split: Split) -> dict[str, Any]:
-        """Returns what ``prepare`` said of a split."""
-        said: dict[str, Any] = json.loads(self._prepared_file(split).read_text(encoding="utf-8"))
-        return said
-
-    def fault(self, job: Job) -> str | None:
-        """Returns why a cell is not finished; None if it is."""
-        try:
-            load_cell(self.cell(job), self.benchmark.task_type)
-        except ConsiliumError as error:
-            return str(error)
-        return None
-
-    def prepare(self, split: Split) -> None:
-        """Writes the sites of a split anew."""
-        shutil.rmtree(self.sites(split), ignore_errors=True)
-        self.sites(split).parent.mkdir(parents=True, exist_ok=True)
-        said = self.benchmark.prepare(self.sites(split), split)
-        self._prepared_file(split).parent.mkdir(exist_ok=True)
-        write_json(self._prepared_file(split), said)
-
-    def run(self, job: Job) -> float:
-        """Runs a cell anew; its failure is written into its ``cell.json``. Returns the seconds that it took."""
-        out, start = self.cell(job), time.monotonic()
-        shutil.rmtree(out, ignore_errors=True)
-        out.mkdir(parents=True)
-        with _said_to(out / "cell.log"):
-            try:
-                (self.run_cell or _default_run_cell())(self, job)
-            except ConsiliumError as error:
-                self.record_failure(job, str(error))
-            except Exception as error:  # whatever breaks in one method must not end the others
-                traceback.print_exc()
-                self.record_failure(job, f"{type(error).__name__}: {error} (see cell.log)")
-        return time.monotonic() - start
-
-    def record_failure(self, job: Job, reason: str) -> None:
-        """Writes that a cell failed, and why."""
-        self.cell(job).mkdir(parents=True, exist_ok=True)
-        write_json(self.cell(job) / "cell.json", self.head(job) | {"status": "failed", "reason": reason})
-
-    def head(self, job: Job) -> dict[str, Any]:
-        """Returns what every ``cell.json`` begins with."""
-        return {"method": job.method, "seed": job.seed, "fold": job.fold, "variant": self.variant}
-
-    def _prepared_file(self, split: Split) -> Path:
-        return self.folder / "prepared" / f"{split.name}.json"
-
-
-def run_jobs(work: Work, jobs: Sequence[Job], workers: int, console: Console) -> None:
+def run_jobs(work: Work, jobs: Sequence[Job], workers: int, console: Console, unchanged: Callable[[], bool]) -> None:
     """Runs the cells that are not finished.
 
     Args:
@@ -157,21 +50,38 @@ def run_jobs(work: Work, jobs: Sequence[Job], workers: int, console: Console) ->
         jobs: All cells of the plan.
         workers: Cells at a time.
         console: Where progress is shown: bars on a terminal, else one line per round and per finished cell.
+        unchanged: Whether code and configuration are still those of the plan. Processes import and read them when they need them.
 
     Raises:
-        ConsiliumError: If sites cannot be prepared: then no method can run on them.
+        ConsiliumError: If sites cannot be prepared: then no method can run on them; or if the code has changed.
     """
     todo = [job for job in jobs if work.fault(job) is not None]
     with _Progress(console, work, jobs, todo) as progress, _one_thread_per_process():
-        _Schedule(work, todo, workers, progress).run()
+        _Schedule(work, todo, workers, progress, unchanged).run()
     shutil.rmtree(work.folder / "sites", ignore_errors=True)
+
+
+def run_one(work: Work, job: Job) -> float:
+    """Runs a cell anew; its failure is written into its ``cell.json``. Returns the seconds that it took."""
+    out, start = work.cell(job), time.monotonic()
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    with _said_to(out / "cell.log"):
+        try:
+            (work.run_cell or _default_run_cell())(work, job)
+        except ConsiliumError as error:
+            work.record_failure(job, str(error))
+        except Exception as error:  # whatever breaks in one method must not end the others
+            traceback.print_exc()
+            work.record_failure(job, f"{type(error).__name__}: {error} (see cell.log)")
+    return time.monotonic() - start
 
 
 class _Schedule:
     """Which cell or preparation runs next, and what to do when one ends."""
 
-    def __init__(self, work: Work, todo: Sequence[Job], workers: int, progress: _Progress) -> None:
-        self.work, self.workers, self.progress = work, workers, progress
+    def __init__(self, work: Work, todo: Sequence[Job], workers: int, progress: _Progress, unchanged: Callable[[], bool]) -> None:
+        self.work, self.workers, self.progress, self.unchanged = work, workers, progress, unchanged
         self.left: dict[Split, list[Job]] = {}
         for job in todo:
             self.left.setdefault(work.split(job), []).append(job)
@@ -211,7 +121,7 @@ class _Schedule:
         if self.ready:
             job = self.ready.popleft()
             self.progress.started(job)
-            self.running[pool.submit(self.work.run, job)] = job
+            self.running[pool.submit(run_one, self.work, job)] = job
         else:
             split = self.waiting.popleft()
             self.running[pool.submit(self.work.prepare, split)] = split
@@ -227,6 +137,10 @@ class _Schedule:
         return f"its process died: {error.__cause__ or error}"
 
     def _ended(self, what: Job | Split, future: Future[Any]) -> None:
+        if not self.unchanged():
+            if isinstance(what, Job):
+                self.work.record_failure(what, CHANGED)
+            raise ConsiliumError(CHANGED)
         error = future.exception()
         lost = isinstance(error, BrokenProcessPool)
         death = self._death(error) if isinstance(error, BrokenProcessPool) else ""

@@ -55,7 +55,7 @@ def train_teacher(
         validation: If given, the best validated epoch is kept.
     """
     encoders = teacher.network.encoders if isinstance(teacher, CompleteTeacher) else {modality: teacher.encoder}
-    train = prepared(train, encoders.items())
+    train = prepared(_read_by(teacher, modality, train), encoders.items())
 
     def loss(index: Tensor, generator: torch.Generator) -> Tensor:
         batch = _seen(train.batch(index), teacher.patch, generator)
@@ -63,6 +63,11 @@ def train_teacher(
 
     validate = (lambda: teacher_loss(teacher, modality, validation)) if validation is not None and len(validation) else None
     return fit(teacher, len(train), loss, training, epochs=epochs, seed=seed, span=span, validate=validate)
+
+
+def _read_by(teacher: Teacher | CompleteTeacher, modality: str, cohort: Cohort) -> Cohort:
+    """Returns a cohort without the inputs that a teacher does not read: of volumes they would be read from their files."""
+    return cohort if isinstance(teacher, CompleteTeacher) else replace(cohort, inputs={modality: cohort.inputs[modality]})
 
 
 @torch.no_grad()
@@ -81,7 +86,7 @@ def prepared(cohort: Cohort, encoders: Iterable[tuple[str, nn.Module]]) -> Cohor
 def teacher_loss(teacher: Teacher | CompleteTeacher, modality: str, cohort: Cohort) -> float:
     """Returns the mean task loss of what a teacher says of visits that hold what it reads."""
     kind, parts = cohort.task.type, []
-    for batch in parts_of(cohort, teacher.patch):
+    for batch in parts_of(_read_by(teacher, modality, cohort), teacher.patch):
         said = teacher(batch).fused if isinstance(teacher, CompleteTeacher) else teacher(batch.inputs[modality])
         parts.append(task_loss(kind, said, batch.labels))
     return float(torch.cat(parts).mean())

@@ -129,4 +129,5 @@ def _validated(module: nn.Module, validate: Callable[[], float] | None, seen: li
     module.eval()
     with torch.no_grad():
         seen.append(validate())
-    return copy.deepcopy(module.state_dict()) if seen[-1] <= min(seen) else None
+    least = min((loss for loss in seen if math.isfinite(loss)), default=math.inf)
+    return copy.deepcopy(module.state_dict()) if seen[-1] <= least else None

@@ -7,6 +7,7 @@ from common.models.ensemble import initial_calibration
 from server.distillation import distil, new_student
 from server.rounds import RunFailed
 from server.run import Run
+from server.update_gate import require_finite
 
 
 def distill(run: Run) -> None:
@@ -20,6 +21,7 @@ def distill(run: Run) -> None:
         run.note_weights(0, student.omega)
     else:
         distilled = distil(run.config, reference, run.ensembles(), run.ensembles(unseeing=True), run.prior, run.note_weights)
+        require_finite("the student", distilled.student, distilled.fit, "distill.training.lr")
         student, calibration, adam = distilled.student, distilled.calibration, distilled.adam
         run.state.equal_weights = distilled.equal_weights
         if distilled.equal_weights:

@@ -18,7 +18,7 @@ from server.aggregation import weighted_mean
 from server.distillation import REFERENCE, training_part
 from server.rounds import require_quorum
 from server.run import Run
-from server.update_gate import fault, score_fault
+from server.update_gate import fault, require_finite, score_fault
 
 LEAST_SITES_OF_A_TEACHER = 2  # a teacher fitted on a site's own patients alone teaches it memorised logits
 CALIBRATION_LR = 0.05
@@ -34,7 +34,7 @@ def refine(run: Run) -> None:
     sent = state.arrays["student"]
 
     def gate(site: str, reply: RefineReply) -> str | None:
-        return _gate(reply, sent, state.sites[site].visits["train"])
+        return _gate(reply, sent, state.sites[site].visits)
 
     replies = run.council.ask("train.refine", requests, RefineReply, round=number, gate=gate)
     for modality, members in state.modality_sites().items():
@@ -66,7 +66,7 @@ def _request(run: Run, site: str, epochs: int) -> RefineRequest:
     )
 
 
-def _gate(reply: RefineReply, sent: Arrays, most: int) -> str | None:
+def _gate(reply: RefineReply, sent: Arrays, visits: Mapping[str, int]) -> str | None:
     """Returns why a reply is refused, or None."""
     foreign = sorted(set(reply.student) - set(sent))
     if foreign:
@@ -76,11 +76,13 @@ def _gate(reply: RefineReply, sent: Arrays, most: int) -> str | None:
     if absent:
         return f"it counts training visits of '{absent[0]}' without the block"
     gradients = {"omega": sent["omega"], "scale": sent["prior"], "bias": sent["prior"]}
-    if set(reply.meta) not in (set(), {"omega"}, {"scale", "bias"}, set(gradients)) or reply.meta_count < 0:
+    if set(reply.meta) not in (set(), {"omega"}, {"scale", "bias"}, set(gradients)):
         return "its gradients of the modality weights are incomplete"
+    if not 0 <= reply.meta_count <= visits["meta"]:
+        return f"its gradients claim {reply.meta_count} meta visits, the site enrolled with {visits['meta']}"
     meta = fault({"meta": reply.meta}, {"meta": {k: gradients[k] for k in reply.meta}}, {}, 0)
-    score = score_fault({"student": reply.validation}) if reply.validation else None
-    return fault(blocks, expected, reply.counts, 1, most) or meta or score
+    score = score_fault({"student": reply.validation}, visits["validation"]) if reply.validation else None
+    return fault(blocks, expected, reply.counts, 1, visits["train"]) or meta or score
 
 
 def _blocks(student: Arrays) -> dict[str, Arrays]:
@@ -100,7 +102,8 @@ def _at_the_server(run: Run, reference: Cohort, epochs: int) -> tuple[Arrays, di
     teaching = teach_cohort(run.ensembles(), train, calibration)
     seed = derive_seed(config.seed, "refine", run.state.round, REFERENCE)
     span = span_of(run.state.round, config.refine.rounds)
-    train_student(student, train, config, config.refine.training, teaching=teaching, epochs=epochs, seed=seed, span=span)
+    fit = train_student(student, train, config, config.refine.training, teaching=teaching, epochs=epochs, seed=seed, span=span)
+    require_finite("the student", student, fit, "refine.training.lr")
     counts = block_counts(student, train)
     return trained_blocks(student, counts), counts
 

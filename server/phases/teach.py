@@ -12,7 +12,7 @@ from server.aggregation import weighted_mean
 from server.distillation import REFERENCE
 from server.rounds import require_quorum
 from server.run import Run
-from server.update_gate import fault, not_finite, score_fault
+from server.update_gate import fault, not_finite, require_finite, score_fault
 
 
 def teach(run: Run) -> None:
@@ -36,10 +36,10 @@ def teach(run: Run) -> None:
     }
 
     def gate(site: str, reply: TeachReply) -> str | None:
-        most = state.sites[site].visits["train"]
-        reason = fault(reply.groups, requests[site].groups, reply.counts, config.federation.min_patients, most)
+        visits = state.sites[site].visits
+        reason = fault(reply.groups, requests[site].groups, reply.counts, config.federation.min_patients, visits["train"])
         trained = {f"training loss of '{g}'": loss for g, loss in reply.training.items()}
-        return reason or score_fault(reply.validation) or not_finite(trained)
+        return reason or score_fault(reply.validation, visits["validation"]) or not_finite(trained)
 
     replies = run.council.ask("train.teach", requests, TeachReply, round=number, gate=gate)
     reference = run.reference if run.reference is not None and run.reference.labelled else None
@@ -72,7 +72,8 @@ def _at_the_server(run: Run, reference: Cohort, group: str) -> dict[str, tuple[A
     teacher.load_state_dict(tensors(run.state.arrays[f"teacher:{group}"]))
     seed = derive_seed(config.seed, "teach", run.state.round, REFERENCE, group)
     span, training = span_of(run.state.round, config.teach.rounds), config.teach.training_of(group)
-    train_teacher(teacher, modality, mine, training, epochs=config.teach.epochs, seed=seed, span=span)
+    fit = train_teacher(teacher, modality, mine, training, epochs=config.teach.epochs, seed=seed, span=span)
+    require_finite(f"the teacher '{group}'", teacher, fit, "teach.training")
     return {REFERENCE: (module_arrays(teacher), len(mine))}
 
 

@@ -16,6 +16,7 @@ from common.config import Config
 from common.data.cohort import Cohort
 from common.data.folder import open_cohort
 from common.data.manifest import load_manifest
+from common.data.rows import LazyRows
 from common.data.standardise import Standardisation
 from common.learning.lessons import (
     Teaching,
@@ -287,3 +288,18 @@ def test_a_block_counts_the_visits_behind_it_and_only_such_blocks_are_returned()
     assert {n.split(".")[1] if n.startswith(("encoders", "heads")) else "fusion" for n in names} == set(counts)
     lonely = replace(train, present=train.present & torch.tensor([True, False, False, False]))
     assert set(block_counts(student, lonely)) == {"admission"}
+
+
+def test_a_teacher_reads_no_modality_but_its_own() -> None:
+    def untouchable() -> Tensor:
+        raise AssertionError("somebody reads a modality that is not the teacher's")
+
+    config = make_config("binary")
+    cohort = make_cohort(config.task, 12)
+    group = groups(config.task, config.model)[0]
+    mine = group.split("/")[0]
+    others = {m: LazyRows([untouchable] * 12, x.shape[1:], x.dtype) for m, x in cohort.inputs.items() if m != mine}
+    train = replace(cohort, inputs=cohort.inputs | others).holding(mine)
+    teacher = build_teacher(group, config.task, config.model)
+    fit = train_teacher(teacher, mine, train, config.teach.training_of(group), epochs=1, seed=0, validation=train)
+    assert len(fit.validation) == 2

@@ -93,8 +93,9 @@ def test_the_best_validated_epoch_is_kept_and_the_start_counts_as_one(losses: tu
     assert all(torch.equal(t, seen[best][n]) for n, t in module.state_dict().items())
 
 
-def test_an_epoch_that_validates_as_nan_is_never_the_best() -> None:
-    module, losses, seen = network(), [3.0, 2.0, float("nan"), float("nan")], []
+@pytest.mark.parametrize("losses", [(3.0, 2.0, float("nan"), float("nan")), (float("nan"), 2.0, 3.0, float("inf"))])
+def test_an_epoch_that_validates_as_nan_is_never_the_best(losses: tuple[float, ...]) -> None:
+    module, seen = network(), []
 
     def validate() -> float:
         seen.append({n: t.clone() for n, t in module.state_dict().items()})

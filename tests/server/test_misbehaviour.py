@@ -65,6 +65,10 @@ TEACH: dict[str, tuple[Script, str]] = {
     "no count": (changed(counts={}), "rests on 0 training visits"),
     "NaN validation": (changed(validation={"labs/linear": (float("nan"), 4)}), "validation loss of 'labs/linear' is NaN"),
     "empty validation": (changed(validation={"labs/linear": (0.4, 0)}), "validation loss of 'labs/linear' rests on 0 visits"),
+    "too much validation": (
+        changed(validation={"labs/linear": (0.1, 10**9)}),
+        "rests on 1000000000 visits, the site enrolled with",
+    ),
     "NaN training": (changed(training={"labs/linear": float("nan")}), "training loss of 'labs/linear' is NaN"),
 }
 REFINE: dict[str, tuple[Script, str]] = {
@@ -81,8 +85,10 @@ REFINE: dict[str, tuple[Script, str]] = {
     "NaN gradient": (changed(meta=first(nan)), "'bias' of 'meta' holds NaN or infinity"),
     "wrong gradient": (changed(meta=first(lambda a: a[..., None])), "'bias' of 'meta' is float32"),
     "half a gradient": (changed(meta=lambda m: {"scale": m["scale"]}), "gradients of the modality weights are incomplete"),
-    "negative meta count": (changed(meta_count=-1), "gradients of the modality weights are incomplete"),
+    "negative meta count": (changed(meta_count=-1), "gradients claim -1 meta visits"),
+    "too many meta visits": (changed(meta_count=10**9), "gradients claim 1000000000 meta visits, the site enrolled with"),
     "NaN validation": (changed(validation=(float("inf"), 3)), "validation loss of 'student' is NaN"),
+    "too much validation": (changed(validation=(0.1, 10**9)), "rests on 1000000000 visits, the site enrolled with"),
 }
 EVALUATE: dict[str, tuple[Script, str]] = {
     "NaN": (changed(rows=[fakes.row("student", float("nan"))]), "auroc of student is NaN"),

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+from common.learning.loop import Fit
 from common.messages import Arrays
-from server.update_gate import fault, not_finite, score_fault
+from server.rounds import RunFailed
+from server.update_gate import fault, not_finite, require_finite, score_fault
 
 SENT: dict[str, Arrays] = {"labs/small": {"w": np.zeros((2, 3), np.float32), "steps": np.array(3, np.int64)}}
 HONEST: dict[str, Arrays] = {"labs/small": {"w": np.ones((2, 3), np.float32), "steps": np.array(4, np.int64)}}
@@ -55,6 +59,19 @@ def test_a_site_cannot_claim_more_patients_than_it_enrolled_with() -> None:
 def test_numbers_must_be_finite_and_rest_on_visits() -> None:
     assert not_finite({"loss": 0.5}) is None
     assert not_finite({"loss": 0.5, "gain": float("inf")}) == "its gain is NaN or infinite"
-    assert score_fault({"labs/small": (0.5, 1)}) is None
-    assert score_fault({"labs/small": (float("nan"), 1)}) == "its validation loss of 'labs/small' is NaN or infinite"
-    assert score_fault({"labs/small": (0.5, 0)}) == "its validation loss of 'labs/small' rests on 0 visits"
+    assert score_fault({"labs/small": (0.5, 9)}, 9) is None
+    assert score_fault({"labs/small": (float("nan"), 1)}, 9) == "its validation loss of 'labs/small' is NaN or infinite"
+    for visits in (0, 10):
+        said = f"its validation loss of 'labs/small' rests on {visits} visits, the site enrolled with 9"
+        assert score_fault({"labs/small": (0.5, visits)}, 9) == said
+
+
+def test_what_the_server_trains_itself_must_be_finite_too() -> None:
+    layer = nn.Linear(2, 1)
+    require_finite("the student", layer, Fit(2, (0.5, 0.4), ()), "refine.training.lr")
+    with pytest.raises(RunFailed, match=r"training the student .* diverged: .* Lower refine.training.lr"):
+        require_finite("the student", layer, Fit(1, (float("nan"),), ()), "refine.training.lr")
+    with torch.no_grad():
+        layer.bias[0] = torch.inf
+    with pytest.raises(RunFailed, match="diverged"):
+        require_finite("the student", layer, Fit(1, (0.5,), ()), "refine.training.lr")

@@ -19,7 +19,7 @@ from common.errors import ConsiliumError
 from common.task import pattern_name, patterns
 from simulations.ablations import Ablation
 from simulations.benchmarks.base import Benchmark, Published, Split
-from simulations.workers import Job, Work
+from simulations.work import Job, Work
 
 SIGNAL = {"labs": 1.0, "notes": 0.5, "vitals": 0.7}
 METHODS = ("student", "student-uniform", "local", "fedavg", "central", "central-full", "teachers")

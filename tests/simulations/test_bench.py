@@ -24,7 +24,8 @@ from common.evaluation.results import load_results
 from simulations import bench, cli
 from simulations.benchmarks import base, demo
 from simulations.consortium import write_tiny
-from simulations.workers import Job, Work, _Progress, _Reader, run_jobs
+from simulations.work import Job, Work
+from simulations.workers import _Progress, _Reader, run_jobs
 from tests.simulations import fakes
 
 NAME = fakes.BENCHMARK.name
@@ -159,10 +160,25 @@ def test_sites_that_cannot_be_prepared_end_the_run_with_the_reason(tmp_path: Pat
     assert not any((tmp_path / NAME).iterdir())  # a run that never began leaves no folder
 
 
+def test_a_run_stops_when_the_code_changes_under_it_and_goes_on_when_it_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "code_digest", lambda: "code" if not list(tmp_path.rglob("cell.json")) else "changed")
+    with pytest.raises(ConsiliumError, match="has changed since the run began"):
+        run(tmp_path, only=("student", "fedavg"), seeds=1)
+    (folder,) = (tmp_path / NAME).iterdir()
+    assert not (folder / "results.json").exists() and sum(calls(folder).values()) == 1
+
+    monkeypatch.setattr(bench, "code_digest", lambda: "code")
+    outcome = run(tmp_path, only=("student", "fedavg"), seeds=1)
+    assert (outcome.folder, outcome.missing) == (folder, {})
+    assert sorted(calls(folder).values()) == [1, 1, 1, 2]  # the cell that saw both versions runs again
+
+
 def test_on_a_terminal_every_method_has_a_bar(finished: tuple[bench.Outcome, str]) -> None:
     screen = Console(file=io.StringIO(), width=200, force_terminal=True)
     work = Work(ONLY, finished[0].folder, None, "inproc", False, fakes.run_cell)
-    run_jobs(work, [Job(m, 0, 0) for m in METHODS], 1, screen)
+    run_jobs(work, [Job(m, 0, 0) for m in METHODS], 1, screen, lambda: True)
     said = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.file.getvalue())
     assert re.search(r"all cells\W+4/4", said)
     assert all(re.search(rf"{method}\W+1/1", said) for method in METHODS)
@@ -224,7 +240,7 @@ def test_the_code_has_one_digest_until_it_changes(tmp_path: Path, monkeypatch: p
     digests = []
     for text in ("a = 1", "a = 1", "a = 2"):
         (tmp_path / "common" / "task.py").write_text(text)
-        digests.append(bench.code_digest.__wrapped__())
+        digests.append(bench.code_digest())
     assert digests[0] == digests[1] != digests[2]
 
 

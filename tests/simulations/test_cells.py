@@ -27,7 +27,8 @@ from simulations.benchmarks.base import Benchmark, Split
 from simulations.cells import methods
 from simulations.consortium import write_tiny
 from simulations.results import load_cell
-from simulations.workers import Job, Work
+from simulations.work import Job, Work
+from simulations.workers import run_one
 
 
 def prepare(folder: Path, split: Split) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
 @pytest.mark.parametrize("method", sorted({*methods()} - OF_NUMBERS))
 def test_every_method_can_be_tried_with_short_training(work: Work, method: str) -> None:
     job = Job(method, 0, 0)
-    work.run(job)
+    run_one(work, job)
     cell = load_cell(work.cell(job), "binary")
     assert (cell.method, cell.seed, cell.fold) == (method, 0, 0)
     assert set(cell.predictions["site"]) == {"alder", "birch"}
@@ -65,7 +66,7 @@ def test_every_method_can_be_tried_with_short_training(work: Work, method: str) 
 
 def test_baselines_of_numbers_are_refused_elsewhere(work: Work) -> None:
     job = Job("ridge", 0, 0)
-    work.run(job)
+    run_one(work, job)
     assert "leave them out of a benchmark whose task is no regression" in str(work.fault(job))
 
 
@@ -75,7 +76,7 @@ def test_every_method_predicts_numbers(work: Work, tmp_path: Path, method: str) 
     shutil.copytree(work.folder / "sites", tmp_path / "sites")
     job = Job(method, 0, 0)
     numbers = replace(work, benchmark=benchmark, folder=tmp_path)
-    numbers.run(job)
+    run_one(numbers, job)
     cell = load_cell(numbers.cell(job), "regression")
     assert set(cell.predictions["label"]) == {0.0, 1.0}
     assert cell.predictions["score"].between(-5, 5).all() and cell.parameters
@@ -125,7 +126,7 @@ def test_a_site_that_only_evaluates_gets_a_local_student_that_can_read_something
 def run(work: Work, method: str) -> Path:
     """Runs a cell; returns its folder."""
     job = Job(method, 0, 0)
-    work.run(job)
+    run_one(work, job)
     assert work.fault(job) is None
     return work.cell(job)
 

@@ -24,6 +24,7 @@ from simulations.benchmarks import covid_cxr as benchmark
 from simulations.benchmarks.base import Split
 from simulations.datasets import covid_cxr
 from simulations.datasets.covid_cxr import CovidImages, load, masked_note, write_sites
+from simulations.workers import run_one
 
 PATIENTS, FOLDS = 40, 5
 PLACES = ("Hospital, Hannover, Germany", "Valencia, Spain", "Edinburgh, United Kingdom", "Cleveland, Ohio, USA")
@@ -252,7 +253,7 @@ def test_every_method_of_every_variant_is_a_valid_configuration(variant: str) ->
 def test_a_debug_run_ends_with_a_table(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str | None) -> None:
     monkeypatch.setenv("CONSILIUM_DATA", str(root.parent))
     # Cells run in processes of their own, which would not see the made-up counts.
-    monkeypatch.setattr(bench, "run_jobs", lambda work, jobs, *_: [(work.prepare(work.split(j)), work.run(j)) for j in jobs])
+    monkeypatch.setattr(bench, "run_jobs", lambda work, jobs, *_: [(work.prepare(work.split(j)), run_one(work, j)) for j in jobs])
     said = io.StringIO()
     outcome = bench.run(
         "covid-cxr", debug=True, only=(MAIN, "central"), variant=variant, out=tmp_path / "runs", console=Console(file=said)

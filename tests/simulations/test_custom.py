@@ -19,7 +19,8 @@ from simulations.benchmarks.base import Benchmark, Split
 from simulations.custom import METHODS, custom_benchmark
 from simulations.results import load_cell
 from simulations.split import Wish, split_table
-from simulations.workers import Job, Work
+from simulations.work import Job, Work
+from simulations.workers import run_one
 
 QUICK = ("teach.rounds=1", "distill.epochs=1", "refine.rounds=1", "weights.steps=1")
 
@@ -66,7 +67,7 @@ def work(written: Path, tmp_path_factory: pytest.TempPathFactory) -> Work:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs_where_a_modality_is_absent_at_the_test(work: Work, method: str) -> None:
     job = Job(method, 0, 0)
-    work.run(job)
+    run_one(work, job)
     cell = load_cell(work.cell(job), "multiclass")
     assert set(cell.predictions["site"]) == {"test"}
     assert set(cell.predictions["output"]) == {"I", "II", "III", "IV"}
@@ -89,7 +90,7 @@ def test_what_was_prepared_tells_counts_faults_and_columns_that_say_nothing(work
 def test_the_users_files_stay_as_they_are(work: Work, written: Path) -> None:
     before = files(written)
     assert not any(".consilium" in name for name in before)
-    work.run(Job("teachers", 0, 0))
+    run_one(work, Job("teachers", 0, 0))
     assert files(written) == before
     mirrored = work.sites(Split(0, 0)) / "site-1"
     assert (mirrored / ".consilium").is_dir()
