@@ -47,13 +47,15 @@ OF_NUMBERS: tuple[str, ...] = ("median",)
 """Methods of a regression besides."""
 
 NO_TEST_PART = "split.test=0"
+NO_META_PART = "split.meta=0"
 
 
 def custom_benchmark(task: Path, sites: Path, settings: Sequence[str] = ()) -> Benchmark:
     """Returns the benchmark of a task on a folder of sites.
 
     Where a site only evaluates (``role: evaluate``), there is a test set, and the other sites train with all their patients
-    (``split.test=0``) unless the settings say otherwise.
+    (``split.test=0``) unless the settings say otherwise. Where the reference set has labels and the modality weights stay equal,
+    nobody asks for meta patients of the sites: they train too (``split.meta=0``).
 
     Args:
         task: Task file, in the format of ``configs/task``.
@@ -66,7 +68,10 @@ def custom_benchmark(task: Path, sites: Path, settings: Sequence[str] = ()) -> B
     task, sites = task.resolve(), sites.resolve()
     manifests = _manifests(sites)
     roles = Counter(m.role for f, m in manifests.items() if f.name != REFERENCE_FOLDER)
-    overrides = (f"{TASK_FILE}{task}", *((NO_TEST_PART,) if roles["evaluate"] else ()), *settings)
+    labelled = any(m.labels for f, m in manifests.items() if f.name == REFERENCE_FOLDER)
+    equal = load_config(CUSTOM, (f"{TASK_FILE}{task}", *settings)).weights.estimator == "uniform"
+    parts = (*((NO_TEST_PART,) if roles["evaluate"] else ()), *((NO_META_PART,) if labelled and equal else ()))
+    overrides = (f"{TASK_FILE}{task}", *parts, *settings)
     config = load_config(CUSTOM, overrides)
     for folder, manifest in manifests.items():
         check_against_task(manifest, config.task)
