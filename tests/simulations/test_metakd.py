@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from common.data.cohort import Cohort
 from common.data.manifest import FILE_NAME, REFERENCE_FOLDER
 from common.evaluation.metrics import metrics
 from common.evaluation.predictions import predict_patterns
@@ -78,6 +80,20 @@ def test_it_learns_and_its_weights_move_from_where_they_started(consortium: Cons
     first = [w["value"] for w in trained.weights if w["step"] == 0]
     assert sum(first) == pytest.approx(1)  # type: ignore[arg-type]
     assert len(trained.curves) == 60
+
+
+def test_it_trains_on_no_validation_patient(consortium: Consortium, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Cohort] = []
+
+    def spy(network: MetaKD, train: Cohort, meta: Cohort, *_: object) -> tuple[list[float], list[list[float]]]:
+        seen.extend((train, meta))
+        return [], []
+
+    monkeypatch.setattr(metakd, "_train", spy)
+    metakd_faithful(consortium)
+    splits = Counter(s for c in consortium.training.values() for s in c.split)
+    assert splits["validation"] > 0
+    assert Counter(s for c in seen for s in c.split) == {"train": splits["train"]}
 
 
 def test_a_network_of_one_modality_reads_that_modality_alone(consortium: Consortium) -> None:
