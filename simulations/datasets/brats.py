@@ -8,7 +8,8 @@ holds "Validation", are left out.
 Sites and what they lack follow FedMEPD (MedIA 2025; the mapping of its inference script): the server's reference set is CBICA's,
 with all modalities, and eight clients hold one to four. Where its split files, which are not repeated here, put cases of one
 institution into two clients (``2013``), cases alternate here. ``train.csv`` and ``test.csv``, one case folder a line without a
-header as MetaKD's lists are, fix who is tested; without them it is 40 % of every client's cases, drawn by seed.
+header as MetaKD's lists are, fix who is tested; without them it is 40 % of every client's cases, drawn by seed. CBICA's cases
+that are listed to be tested are no part of the reference set: a site of their own tests them.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ SUFFIXES = (".nii.gz", ".nii")
 ALIASES = {("BraTS20_Training_355", MASK): "W39_1998.09.19_Segm"}
 """Case and part -> name of its file in Kaggle's copy of BraTS 2020, in which this one is not named like the others."""
 VALIDATION = "validation"
-SERVER = "CBICA"
+SERVER, SERVER_TESTS = "CBICA", "cbica-tested"
 CLIENTS: Mapping[str, tuple[str, ...]] = {
     "client-1": ("flair", "t1", "t1ce"),
     "client-2": ("flair", "t1", "t2"),
@@ -216,7 +217,10 @@ def _unreadable(file: Path, error: Exception) -> ConsiliumError:
 
 
 def deal(frame: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Returns the cases with their ``site`` and ``split``; those of the reference set are never tested."""
+    """Returns the cases with their ``site`` and ``split``; those of the reference set are never tested.
+
+    Cases of its institution that a list says are tested are a site of their own.
+    """
     sites: list[str] = []
     turns: dict[tuple[str, ...], int] = {}
     for institution in frame["institution"]:
@@ -228,6 +232,7 @@ def deal(frame: pd.DataFrame, seed: int) -> pd.DataFrame:
         rng = np.random.default_rng([SPLIT_SEED, seed])
         drawn = placed.groupby("site")["patient"].transform(lambda p: rng.permutation(len(p)) < round(TEST_SHARE * len(p)))
         placed["split"] = np.where(drawn.astype(bool) & (placed["site"] != REFERENCE_FOLDER), "test", "train")
+    placed.loc[(placed["site"] == REFERENCE_FOLDER) & (placed["split"] == "test"), "site"] = SERVER_TESTS
     return placed
 
 
@@ -261,7 +266,8 @@ def write_sites(cases: Cases, folder: Path, *, seed: int, masked: bool = True) -
             files[modality] = [None if lacks else name for name, lacks in zip(files[modality], lacking, strict=True)]
         patients = rows[["patient", "split"]].assign(visit=rows["patient"], **files)
         by_column = {} if site == REFERENCE_FOLDER else {"split": "split"}  # the server splits its own patients
-        write_site(partial / str(site), patients, manifest | by_column, {})
+        role = {"role": "evaluate"} if site == SERVER_TESTS else {}
+        write_site(partial / str(site), patients, manifest | by_column | role, {})
         for part in PARTS:
             for file in rows[part]:
                 place_file(file, partial / str(site) / "scans" / file.name)

@@ -22,6 +22,7 @@ from common.data.manifest import load_manifest
 from common.errors import ConsiliumError
 from common.evaluation.results import load_results
 from simulations import bench
+from simulations.baselines import open_consortium
 from simulations.benchmarks import metakd_brats2018, metakd_brats2019, metakd_brats2020
 from simulations.benchmarks.base import Benchmark, Split
 from simulations.datasets import brain_twin, brats
@@ -126,6 +127,26 @@ def test_lists_fix_who_is_tested(root: Path, tmp_path: Path) -> None:
     refused(place, r"test.csv, line 1: no case below .* has this name")
 
 
+def test_listed_test_cases_of_the_reference_institution_are_tested_and_teach_nobody(tmp_path: Path) -> None:
+    place = tmp_path / "twin"
+    brain_twin.write_twin(place, seed=1, edge=16, cases=FEW)
+    names = cases_of(place)
+    tested = [n for n in names if "CBICA" in n][:1] + [n for n in names if "TCIA03" in n][:1]
+    (place / "train.csv").write_text("\n".join(n for n in names if n not in tested))
+    (place / "test.csv").write_text("\n".join(tested))
+    said = brats.write_sites(brats.load(place, HOW), tmp_path / "sites", seed=0)
+    assert said["n"] == {
+        "reference": {"cases": 1, "sites": 1}, "test": {"cases": 2, "sites": 2}, "train": {"cases": 6, "sites": 3},
+    }  # fmt: skip
+    config = load_config("brain-twin", [f"task.modalities.{m}.voxels=[16,16,16]" for m in brats.MODALITIES])
+    consortium = open_consortium(tmp_path / "sites", config)
+    assert {s: len(c) for s, c in consortium.training.items()} == {"client-1": 2, "client-3": 2, "client-6": 2, "reference": 1}
+    assert {s: len(c) for s, c in consortium.testing.items()} == {brats.SERVER_TESTS: 1, "client-3": 1}
+    assert consortium.testing[brats.SERVER_TESTS].present.all()
+    held = [set(pd.read_parquet(f)["patient"]) for f in (tmp_path / "sites").glob("*/patients.parquet")]
+    assert sum(map(len, held)) == len(set.union(*held)) == len(names)
+
+
 def test_lists_may_begin_with_a_byte_order_mark_and_both_are_needed(tmp_path: Path) -> None:
     place = few(tmp_path)
     one, two, three = cases_of(place)
@@ -209,7 +230,7 @@ def test_cases_of_2020_find_their_institution_in_the_organisers_table(tmp_path: 
     place = tmp_path / "2020"
     brain_twin.write_twin(place, seed=1, edge=16, cases={"TCIA03": 2})
     for at, case in enumerate(cases_of(place)):
-        rename(place, case, f"BraTS20_Training_00{at + 1}")
+        rename(place, case, f"BraTS20_Training_{at + 1:03}")
     assert set(brats.load(place, HOW).frame["institution"]) == {"unknown"}
     pd.DataFrame({"BraTS_2020_subject_ID": ["BraTS20_Training_001"], "BraTS_2019_subject_ID": ["BraTS19_TCIA10_103_1"]}).to_csv(
         place / "name_mapping.csv", index=False
