@@ -246,7 +246,7 @@ def write_sites(cases: Cases, folder: Path, *, seed: int, masked: bool = True) -
         masked: Whether training cases of a client lack the modalities that it does not hold; test cases lack none.
 
     Returns:
-        ``data_checksum``, ``exclusions`` and ``n`` per role (cases, sites).
+        ``data_checksum``, ``exclusions``, ``warnings`` and ``n`` per role (cases, sites).
 
     Raises:
         ConsiliumError: If the folder is not empty, or nobody is left to train or to test.
@@ -282,7 +282,23 @@ def write_sites(cases: Cases, folder: Path, *, seed: int, masked: bool = True) -
     return {
         "data_checksum": with_split(cases.checksum, columns),
         "exclusions": dict(cases.exclusions),
+        "warnings": _departures(placed),
         "n": n,
         "data": cases.data,
         "data_version": cases.version,
     }
+
+
+def _departures(placed: pd.DataFrame) -> list[str]:
+    """Returns where the cases cannot follow the protocol, a sentence each."""
+    found = []
+    others = int((~placed["institution"].isin(list(INSTITUTIONS))).sum())
+    if others:
+        silent = int((placed["institution"] == UNKNOWN).sum())
+        found.append(
+            f"{others} of {len(placed)} cases are of no institution that the protocol knows and alternate among all clients; "
+            f"{silent} of them tell none, which for BraTS 2020 the organisers' name_mapping.csv does."
+        )
+    if not (placed["site"] == REFERENCE_FOLDER).any():
+        found.append(f"There is no reference set: none of {len(placed)} cases is {SERVER}'s to train on.")
+    return found

@@ -145,6 +145,7 @@ def test_listed_test_cases_of_the_reference_institution_are_tested_and_teach_nob
     assert consortium.testing[brats.SERVER_TESTS].present.all()
     held = [set(pd.read_parquet(f)["patient"]) for f in (tmp_path / "sites").glob("*/patients.parquet")]
     assert sum(map(len, held)) == len(set.union(*held)) == len(names)
+    assert said["warnings"] == []
 
 
 def test_lists_may_begin_with_a_byte_order_mark_and_both_are_needed(tmp_path: Path) -> None:
@@ -236,6 +237,19 @@ def test_cases_of_2020_find_their_institution_in_the_organisers_table(tmp_path: 
         place / "name_mapping.csv", index=False
     )
     assert brats.load(place, HOW).frame["institution"].tolist() == ["TCIA10", "unknown"]
+
+
+def test_what_of_the_protocol_the_cases_cannot_follow_is_said_with_counts(tmp_path: Path) -> None:
+    place = tmp_path / "2020"
+    brain_twin.write_twin(place, seed=1, edge=16, cases={"CBICA": 1, "TCIA03": 12, "TMC": 1})
+    said = brats.write_sites(brats.load(place, HOW), tmp_path / "known", seed=0)
+    (others,) = said["warnings"]
+    assert others.startswith("1 of 14 cases are of no institution that the protocol knows") and "; 0 of them tell none" in others
+    for at, case in enumerate(cases_of(place)):
+        rename(place, case, f"BraTS20_Training_{at + 1:03}")
+    others, no_reference = brats.write_sites(brats.load(place, HOW), tmp_path / "unknown", seed=0)["warnings"]
+    assert others.startswith("14 of 14 cases") and "14 of them tell none" in others and "name_mapping.csv" in others
+    assert no_reference == "There is no reference set: none of 14 cases is CBICA's to train on."
 
 
 def test_a_mask_that_writes_3_for_enhancing_tumour_is_a_finding(root: Path, tmp_path: Path) -> None:
