@@ -8,7 +8,7 @@ from typing import Any
 
 from common.errors import ConsiliumError
 from common.evaluation.metrics import REGION_METRICS
-from simulations.ablations import METAKD, UNIFORM, Ablation
+from simulations.ablations import Ablation, standard
 from simulations.benchmarks.base import Benchmark, Mark, Published, Split
 from simulations.datasets import brats
 from simulations.datasets.files import data_folder
@@ -20,13 +20,9 @@ METHODS = (
 ABLATIONS = (
     Ablation("student-joint", "fusion", "joint, concatenated maps", ("model.fusion=joint",)),
     Ablation("student-late", "fusion", "late, logits alone", ("model.fusion=late",)),
-    Ablation("student-no-pairwise", "pairwise distillation", "off", ("distill.delta=0",)),
-    Ablation("student-ratio", "pairwise distillation", "ratio of the weights, as released", ("distill.pairwise=ratio",)),
-    Ablation("student-uniform", "modality weights", "uniform", UNIFORM),
-    Ablation("student-metakd", "modality weights", "by MetaKD's released estimator", METAKD),
+    *standard("student-no-pairwise", "student-ratio", "student-uniform", "student-metakd"),
     Ablation("student-one-row", "modality weights", "one row for all regions", ("weights.per_output=false",)),
-    Ablation("student-dropout-batch", "modality dropout", "drawn per batch", ("distill.dropout_by=batch",)),
-    Ablation("student-no-refine", "refine", "off", ("refine.rounds=0",)),
+    *standard("student-dropout-batch", "student-no-refine"),
 )
 SHASPEC = "ShaSpec, Table 1, without post-processing: 66 validation cases scored online"
 METAKD_TABLE = "'expected table' in a third party's README, unverified"
