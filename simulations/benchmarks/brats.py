@@ -24,6 +24,8 @@ ABLATIONS = (
     Ablation("student-one-row", "modality weights", "one row for all regions", ("weights.per_output=false",)),
     *standard("student-dropout-batch", "student-no-refine"),
 )
+OVERRIDES = dict.fromkeys(("local", "central", "central-full", "central-zero"), ("distill.epochs=60",))
+"""What trains in one phase alone gets as many epochs as ``metakd-faithful`` (``simulations.metakd.SETTINGS``)."""
 SHASPEC = "ShaSpec, Table 1, without post-processing: 66 validation cases scored online"
 METAKD_TABLE = "'expected table' in a third party's README, unverified"
 NOT_READABLE = "MetaKD (arXiv 2405.07155): its table could not be read"
@@ -64,6 +66,7 @@ def of_year(year: int, published: tuple[Published, ...], comparable: str) -> Ben
         modalities=brats.MODALITIES,
         prepare=partial(prepare, year=year),
         methods=METHODS,
+        overrides=OVERRIDES,
         metrics=REGION_METRICS,
         ablations=ABLATIONS,
         published=published,

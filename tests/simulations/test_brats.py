@@ -23,9 +23,11 @@ from common.errors import ConsiliumError
 from common.evaluation.results import load_results
 from simulations import bench
 from simulations.baselines import open_consortium
+from simulations.benchmarks import brain_twin as brain_twin_benchmark
 from simulations.benchmarks import metakd_brats2018, metakd_brats2019, metakd_brats2020
 from simulations.benchmarks.base import Benchmark, Split
 from simulations.datasets import brain_twin, brats
+from simulations.metakd import SETTINGS
 
 FEW = {"CBICA": 2, "2013": 4, "TCIA03": 3}
 HOW = "Get it there."
@@ -269,12 +271,33 @@ def test_a_mask_that_writes_3_for_enhancing_tumour_is_a_finding(root: Path, tmp_
     assert "the mask holds 3, the task's regions know 1, 2, 4" in cohort.findings[0].problem
 
 
+def test_the_twin_tests_16_of_its_40_cases_and_six_of_eight_clients_lack_a_modality() -> None:
+    cases = [(f"{name}-{at}", name) for name, n in brain_twin.CASES.items() for at in range(n)]
+    frame = pd.DataFrame(cases, columns=["patient", "institution"]).assign(split=None)
+    for seed in range(5):
+        placed = brats.deal(frame, seed)
+        assert placed["split"].value_counts().to_dict() == {"train": 24, "test": 16}
+        assert set(placed["site"]) == {*brats.CLIENTS, "reference"}
+    assert sum(held != brats.MODALITIES for held in brats.CLIENTS.values()) == 6
+
+
 YEARS: list[Benchmark] = [b.BENCHMARK for b in (metakd_brats2018, metakd_brats2019, metakd_brats2020)]
 SMALL = (
     *(f"task.modalities.{m}.voxels=[16,16,16]" for m in brats.MODALITIES),
     "model.patch=[8,16,16]",
     "federation.min_patients=1",
 )
+
+
+@pytest.mark.parametrize("benchmark", [*YEARS, brain_twin_benchmark.BENCHMARK], ids=lambda b: b.name)
+def test_methods_that_train_in_one_phase_alone_have_the_same_budget(benchmark: Benchmark) -> None:
+    methods = ("metakd-faithful", "local", "central", "central-full", "central-zero")
+    assert set(methods) <= set(benchmark.methods)
+    own = {"metakd-faithful": SETTINGS}
+    epochs = {
+        m: load_config(benchmark.experiment, [*own.get(m, ()), *benchmark.overrides.get(m, ())]).distill.epochs for m in methods
+    }
+    assert set(epochs.values()) == {60}
 
 
 def test_a_year_runs_on_the_organisers_layout_with_every_kind_of_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
