@@ -73,6 +73,13 @@ STANDARD = (
 )
 """What every benchmark with several modalities and a reference set can try."""
 
+
+def standard(*names: str) -> tuple[Ablation, ...]:
+    """Returns those of :data:`STANDARD` that are named, in the order of the names."""
+    known = {a.name: a for a in STANDARD}
+    return tuple(known[name] for name in names)
+
+
 NEEDS_REFERENCE = ("student-uniform", "student-metakd", "student-unguarded", "student-no-refine")
 NO_REFERENCE = tuple(a for a in STANDARD if a.name not in NEEDS_REFERENCE)
 """What one without a reference set and without meta patients can try: its weights stay equal, and refine does all the work."""

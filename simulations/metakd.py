@@ -128,10 +128,13 @@ def _filled(features: Tensor, present: Tensor, weights: Tensor | None) -> Tensor
 
 
 def metakd_faithful(consortium: Consortium) -> Trained:
-    """Trains it on the patients of all training sites and of the reference set together."""
+    """Trains it on the training and meta patients of all training sites and of the reference set together.
+
+    Nobody needs the validation patients: the last iterate is used.
+    """
     config, patch = consortium.config, consortium.config.model.patch
     scaling, _ = common_ground(consortium.training.values())
-    pooled = concatenate(c for _, c in sorted(consortium.training.items())).standardised(scaling)
+    pooled = concatenate(c.part("train", "meta") for _, c in sorted(consortium.training.items())).standardised(scaling)
     seed = derive_seed(config.seed, "metakd")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib as mpl
@@ -20,15 +21,18 @@ from common.config import Config
 from common.data.cohort import Cohort
 from common.data.folder import open_cohort
 from common.data.manifest import Manifest, hospital_folders, load_manifest
-from common.evaluation.predictions import ALL, STUDENT, student_speaker
+from common.evaluation.predictions import ALL, student_speaker
 from common.evaluation.results import Results
 from common.models.student import build_student
 from server import checkpoint
 from simulations.ablations import MAIN
 from simulations.results import Cell
+from simulations.scores import spoken
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS = "osD^vP"
+STYLES = tuple((COLOURS[1 + k % 5], MARKERS[k % 6]) for k in range(30))
+"""Colour and marker of the methods beside the student: as many pairs as two cycles without a common divisor have."""
 DICE = ":dice"
 OVERLAY_FILE = "overlay.png"
 DOTS_PER_INCH = 150
@@ -44,8 +48,9 @@ def draw_boxes(results: Results, cells: Sequence[Cell]) -> Figure | None:
     Returns:
         The figure; None if no student of a segmentation is among the cells.
     """
-    frames = [c.predictions[c.predictions["model"] == STUDENT].assign(method=c.method) for c in cells]
-    found = pd.concat(frames) if frames else pd.DataFrame(columns=["output", "method"])
+    frames = [spoken(c.method, c.predictions).assign(method=c.method) for c in cells]
+    found = pd.concat(frames) if frames else pd.DataFrame(columns=["output", "method", "model"])
+    found = found[found["model"] == found["method"]]  # of the teachers the consilium, not every single one
     found = found[found["output"].str.endswith(DICE)] if len(found) else found
     if not (found["method"] == MAIN).any():
         return None
@@ -66,8 +71,7 @@ def draw_boxes(results: Results, cells: Sequence[Cell]) -> Figure | None:
             flierprops={"markersize": 3, "markeredgecolor": "#777777"},
         )
         means = part.groupby(["method", "pattern"])["score"].mean()
-        for k, method in enumerate(others):
-            colour, marker = COLOURS[(k + 1) % len(COLOURS)], MARKERS[k % len(MARKERS)]
+        for (colour, marker), method in zip(cycle(STYLES), others, strict=False):
             heights = [means.get((method, p), np.nan) for p in patterns]
             axes.plot(range(len(patterns)), heights, marker, color=colour, markersize=4)
         axes.set(ylabel=f"Dice, {region}", ylim=(-0.03, 1.03))
@@ -76,8 +80,8 @@ def draw_boxes(results: Results, cells: Sequence[Cell]) -> Figure | None:
     panels[-1].set_xlabel("modalities given")
     handles = [Line2D([], [], color=COLOURS[0], label="student (box: scans of all seeds)")]
     handles += [
-        Line2D([], [], color=COLOURS[(k + 1) % len(COLOURS)], marker=MARKERS[k % len(MARKERS)], linestyle="", label=f"{m}, mean")
-        for k, m in enumerate(others)
+        Line2D([], [], color=colour, marker=marker, linestyle="", label=f"{method}, mean")
+        for (colour, marker), method in zip(cycle(STYLES), others, strict=False)
     ]
     figure.legend(handles=handles, loc="outside right center", frameon=False)
     return figure

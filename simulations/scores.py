@@ -116,8 +116,7 @@ class _Builder:
             if not frames:
                 continue
             frame = pd.concat(frames, ignore_index=True)
-            speaks = frame["model"].str.startswith(TEACHER) | (frame["model"] == TEACHERS)
-            frame = frame[speaks] if method == TEACHERS else frame[frame["model"] == OURS].assign(model=method)
+            frame = spoken(method, frame)
             self.outputs = self.outputs or tuple(sorted(frame["output"].unique()))
             for (model, pattern, seed), part in frame.groupby(["model", "pattern", "seed"], sort=True):
                 tables.setdefault((str(model), str(pattern)), {})[int(str(seed))] = self._table(method, part)
@@ -274,6 +273,18 @@ class _Builder:
             for metric, bounds in found.items()
             if bounds
         ]
+
+
+def spoken(method: str, predictions: pd.DataFrame) -> pd.DataFrame:
+    """Returns what a method itself says of what its cells hold.
+
+    That is the network, by the method's name; of ``teachers`` the consilium by that name, and every single teacher. Its cells
+    hold a student too, whom nobody has taught.
+    """
+    model = predictions["model"]
+    if method == TEACHERS:
+        return predictions[(model == TEACHERS) | model.str.startswith(TEACHER)]
+    return predictions[model == OURS].assign(model=method)
 
 
 def _where(tables: Sequence[_Table], key: str, value: object) -> list[_Table]:

@@ -9,7 +9,7 @@ from filelock import FileLock
 
 from common.evaluation.metrics import REGION_METRICS
 from simulations.benchmarks.base import Benchmark, Split
-from simulations.benchmarks.brats import ABLATIONS, METHODS, refuse_another_reference
+from simulations.benchmarks.brats import ABLATIONS, METHODS, OVERRIDES, refuse_another_reference
 from simulations.datasets import brain_twin, brats
 
 TWIN = "the generator of the twin writes it"
@@ -40,6 +40,7 @@ BENCHMARK = Benchmark(
     modalities=brats.MODALITIES,
     prepare=prepare,
     methods=METHODS,
+    overrides=OVERRIDES,
     metrics=REGION_METRICS,
     ablations=ABLATIONS,
     comparable="Generated cases: `metakd-faithful` is the released method in the same run, published figures have no place here.",

@@ -8,7 +8,7 @@ from typing import Any
 
 from common.errors import ConsiliumError
 from common.evaluation.metrics import REGION_METRICS
-from simulations.ablations import METAKD, UNIFORM, Ablation
+from simulations.ablations import Ablation, standard
 from simulations.benchmarks.base import Benchmark, Mark, Published, Split
 from simulations.datasets import brats
 from simulations.datasets.files import data_folder
@@ -20,14 +20,12 @@ METHODS = (
 ABLATIONS = (
     Ablation("student-joint", "fusion", "joint, concatenated maps", ("model.fusion=joint",)),
     Ablation("student-late", "fusion", "late, logits alone", ("model.fusion=late",)),
-    Ablation("student-no-pairwise", "pairwise distillation", "off", ("distill.delta=0",)),
-    Ablation("student-ratio", "pairwise distillation", "ratio of the weights, as released", ("distill.pairwise=ratio",)),
-    Ablation("student-uniform", "modality weights", "uniform", UNIFORM),
-    Ablation("student-metakd", "modality weights", "by MetaKD's released estimator", METAKD),
+    *standard("student-no-pairwise", "student-ratio", "student-uniform", "student-metakd"),
     Ablation("student-one-row", "modality weights", "one row for all regions", ("weights.per_output=false",)),
-    Ablation("student-dropout-batch", "modality dropout", "drawn per batch", ("distill.dropout_by=batch",)),
-    Ablation("student-no-refine", "refine", "off", ("refine.rounds=0",)),
+    *standard("student-dropout-batch", "student-no-refine"),
 )
+OVERRIDES = dict.fromkeys(("local", "central", "central-full", "central-zero"), ("distill.epochs=60",))
+"""What trains in one phase alone gets as many epochs as ``metakd-faithful`` (``simulations.metakd.SETTINGS``)."""
 SHASPEC = "ShaSpec, Table 1, without post-processing: 66 validation cases scored online"
 METAKD_TABLE = "'expected table' in a third party's README, unverified"
 NOT_READABLE = "MetaKD (arXiv 2405.07155): its table could not be read"
@@ -68,6 +66,7 @@ def of_year(year: int, published: tuple[Published, ...], comparable: str) -> Ben
         modalities=brats.MODALITIES,
         prepare=partial(prepare, year=year),
         methods=METHODS,
+        overrides=OVERRIDES,
         metrics=REGION_METRICS,
         ablations=ABLATIONS,
         published=published,

@@ -26,7 +26,7 @@ EDGE = 48
 CASES = {
     "CBICA": 6, "2013": 6, "TCIA01": 4, "TCIA02": 4, "TCIA03": 4, "TCIA05": 4, "TCIA06": 4, "TCIA10": 4, "TCIA13": 4,
 }  # fmt: skip
-"""Institution -> cases: 24 of the 40 train, in the reference set and at the clients, and 14 to 16 are tested."""
+"""Institution -> cases: 24 of the 40 train, in the reference set and at the clients, and 16 are tested."""
 CORE, OEDEMA, RIM = 1, 2, 4
 SHOWN = {"flair": (0.9, 1.3, 1.1), "t1": (-0.8, -0.2, 0.0), "t1ce": (-0.3, 0.0, 2.6), "t2": (1.0, 0.7, 0.6)}
 """Contrast of core, oedema and rim to healthy tissue, in standard deviations of its grey values."""

@@ -25,6 +25,7 @@ HOW_TO_GET = (
     f"Download {ARCHIVE} of the Medical Segmentation Decathlon (http://medicaldecathlon.com, CC BY-SA 4.0) into a folder "
     f"'{FOLDER}', and set CONSILIUM_DATA to the folder that holds '{FOLDER}'."
 )
+PAIRS = 260
 SITES = 4
 TEST_SHARE, SPLIT_SEED = 0.2, 20
 SUFFIX = ".nii.gz"
@@ -53,7 +54,7 @@ def load(root: Path) -> Cases:
     """Lists the archive.
 
     Raises:
-        ConsiliumError: If it is missing, damaged or half-downloaded, or holds no pair of scan and mask.
+        ConsiliumError: If it is missing, damaged or half-downloaded, or does not hold the official one's pairs of scan and mask.
     """
     checksum = verified(root, [ARCHIVE], HOW_TO_GET)
     try:
@@ -65,6 +66,8 @@ def load(root: Path) -> Cases:
     both = sorted(set(images) & set(masks))
     if not both:
         raise ConsiliumError(f"{root / ARCHIVE} holds no case with a file in both imagesTr and labelsTr. {HOW_TO_GET}")
+    if len(both) != PAIRS:
+        raise ConsiliumError(f"{root / ARCHIVE} holds {len(both)} labelled cases, the official archive has {PAIRS}. {HOW_TO_GET}")
     exclusions = {"scans without a mask": len(images) - len(both), "masks without a scan": len(masks) - len(both)}
     left_out = {reason: n for reason, n in exclusions.items() if n}
     return Cases(root / ARCHIVE, {c: images[c] for c in both}, {c: masks[c] for c in both}, left_out, checksum)

@@ -15,7 +15,7 @@ from common.config import load_config, to_json
 from common.errors import ConsiliumError
 from common.evaluation.results import Results, load_results
 from simulations import bench, cli
-from simulations.ablations import MAIN, of_factors, references, teachers
+from simulations.ablations import MAIN, STANDARD, of_factors, references, teachers
 from simulations.benchmarks import base, demo
 from simulations.cells import RUNS
 from simulations.consortium import write_tiny
@@ -52,6 +52,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> bench.Outcome:
 @pytest.fixture(scope="module")
 def results(finished: bench.Outcome) -> Results:
     return load_results(finished.folder / "results.json")
+
+
+@pytest.mark.parametrize("benchmark", base.benchmarks().values(), ids=base.benchmarks())
+def test_a_standard_ablation_is_taken_from_the_standard_ones_not_written_anew(benchmark: base.Benchmark) -> None:
+    known = {a.name: a for a in STANDARD}
+    anew = [a.name for a in benchmark.ablations if a is not known.get(a.name, a)]
+    assert not anew
 
 
 @pytest.mark.parametrize("benchmark", base.benchmarks().values(), ids=base.benchmarks())

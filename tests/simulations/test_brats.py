@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,9 +22,12 @@ from common.data.manifest import load_manifest
 from common.errors import ConsiliumError
 from common.evaluation.results import load_results
 from simulations import bench
+from simulations.baselines import open_consortium
+from simulations.benchmarks import brain_twin as brain_twin_benchmark
 from simulations.benchmarks import metakd_brats2018, metakd_brats2019, metakd_brats2020
 from simulations.benchmarks.base import Benchmark, Split
 from simulations.datasets import brain_twin, brats
+from simulations.metakd import SETTINGS
 
 FEW = {"CBICA": 2, "2013": 4, "TCIA03": 3}
 HOW = "Get it there."
@@ -36,6 +42,27 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def cases_of(root: Path) -> list[str]:
     return sorted(p.name.removesuffix("_seg.nii.gz") for p in root.rglob("*_seg.nii.gz"))
+
+
+def few(tmp_path: Path) -> Path:
+    """A twin of three cases."""
+    brain_twin.write_twin(tmp_path / "twin", seed=1, edge=16, cases={"TCIA03": 3})
+    return tmp_path / "twin"
+
+
+def rename(root: Path, case: str, name: str) -> str:
+    folder = next(root.rglob(case))
+    for file in list(folder.iterdir()):
+        file.rename(file.with_name(file.name.replace(case, name)))
+    folder.rename(folder.with_name(name))
+    return name
+
+
+def refused(root: Path, match: str) -> None:
+    """Asserts that a folder is refused with such a message, and that it names no case."""
+    with pytest.raises(ConsiliumError, match=match) as error:
+        brats.load(root, HOW)
+    assert not re.search(r"brats\d\d_", str(error.value), re.IGNORECASE)
 
 
 def test_institutions_become_the_reference_set_and_clients_that_lack_modalities(root: Path, tmp_path: Path) -> None:
@@ -97,38 +124,134 @@ def test_lists_fix_who_is_tested(root: Path, tmp_path: Path) -> None:
         zip(names[:8], ["train"] * 6 + ["test"] * 2, strict=True)
     )
     (place / "test.csv").write_text(f"HGG/{names[0]}\n")
-    with pytest.raises(ConsiliumError, match=r"test.csv, line 1: Brats18_\S+ is in both lists"):
-        brats.load(place, HOW)
+    refused(place, r"test.csv, line 1: this case is in both lists")
     (place / "test.csv").write_text("HGG/Brats18_CBICA_XYZ_1\n")
-    with pytest.raises(ConsiliumError, match=r"line 1: there is no case Brats18_CBICA_XYZ_1; did you mean"):
-        brats.load(place, HOW)
+    refused(place, r"test.csv, line 1: no case below .* has this name")
 
 
-def test_a_case_that_lacks_a_file_or_has_an_empty_one_is_named(tmp_path: Path) -> None:
+def test_listed_test_cases_of_the_reference_institution_are_tested_and_teach_nobody(tmp_path: Path) -> None:
     place = tmp_path / "twin"
-    brain_twin.write_twin(place, seed=1, edge=16, cases={"TCIA03": 3})
-    first, second, _ = (next(place.rglob(f"{c}_t2.nii.gz")) for c in cases_of(place))
-    first.unlink()
-    second.write_bytes(b"")
-    with pytest.raises(ConsiliumError, match=r"no Brats18_TCIA03_1_1_t2 with any content and 1 more case\(s\)"):
-        brats.load(place, HOW)
-    with pytest.raises(ConsiliumError, match="holds no case"):
-        brats.load(tmp_path / "nothing", HOW)
+    brain_twin.write_twin(place, seed=1, edge=16, cases=FEW)
+    names = cases_of(place)
+    tested = [n for n in names if "CBICA" in n][:1] + [n for n in names if "TCIA03" in n][:1]
+    (place / "train.csv").write_text("\n".join(n for n in names if n not in tested))
+    (place / "test.csv").write_text("\n".join(tested))
+    said = brats.write_sites(brats.load(place, HOW), tmp_path / "sites", seed=0)
+    assert said["n"] == {
+        "reference": {"cases": 1, "sites": 1}, "test": {"cases": 2, "sites": 2}, "train": {"cases": 6, "sites": 3},
+    }  # fmt: skip
+    config = load_config("brain-twin", [f"task.modalities.{m}.voxels=[16,16,16]" for m in brats.MODALITIES])
+    consortium = open_consortium(tmp_path / "sites", config)
+    assert {s: len(c) for s, c in consortium.training.items()} == {"client-1": 2, "client-3": 2, "client-6": 2, "reference": 1}
+    assert {s: len(c) for s, c in consortium.testing.items()} == {brats.SERVER_TESTS: 1, "client-3": 1}
+    assert consortium.testing[brats.SERVER_TESTS].present.all()
+    held = [set(pd.read_parquet(f)["patient"]) for f in (tmp_path / "sites").glob("*/patients.parquet")]
+    assert sum(map(len, held)) == len(set.union(*held)) == len(names)
+    assert said["warnings"] == []
+
+
+def test_lists_may_begin_with_a_byte_order_mark_and_both_are_needed(tmp_path: Path) -> None:
+    place = few(tmp_path)
+    one, two, three = cases_of(place)
+    (place / "train.csv").write_text(f"{one}\n{two}\n", encoding="utf-8-sig")
+    refused(place, r"both lists are needed, test\.csv is missing")
+    (place / "test.csv").write_text(f"{three}\n", encoding="utf-8-sig")
+    assert brats.load(place, HOW).frame["split"].tolist() == ["train", "train", "test"]
+    (place / "train.csv").unlink()
+    refused(place, r"both lists are needed, train\.csv is missing")
+
+
+def test_tables_that_cannot_be_read_are_refused_by_name(tmp_path: Path) -> None:
+    place = few(tmp_path)
+    for content in (b"", b'a,b\n"1', b"\xff\xfe\x00\x01"):
+        (place / "name_mapping.csv").write_bytes(content)
+        refused(place, r"name_mapping\.csv cannot be read \(")
+    (place / "name_mapping.csv").unlink()
+    (place / "train.csv").write_bytes(b"\xff\xfe\x00\x01")
+    (place / "test.csv").write_text("")
+    refused(place, r"train\.csv cannot be read \(UnicodeDecodeError\)")
+
+
+def test_cases_that_lack_a_file_or_have_an_empty_one_are_counted(tmp_path: Path) -> None:
+    place = few(tmp_path)
+    _, second, third = (next(place.rglob(f"{c}_t2.nii.gz")) for c in cases_of(place))
+    second.unlink()
+    third.write_bytes(b"")
+    refused(
+        place, r"2 of 3 case\(s\) .*the first is number 2, sorted by path\) lack a file with any content: _t2 in 2\. Download"
+    )
+    refused(tmp_path / "nothing", "holds no case")
+
+
+def test_a_scan_in_two_files_and_a_case_in_two_folders_are_called_what_they_are(tmp_path: Path) -> None:
+    place = few(tmp_path)
+    scan = next(place.rglob(f"{cases_of(place)[1]}_flair.nii.gz"))
+    plain = scan.with_name(scan.name.removesuffix(".gz"))
+    plain.write_bytes(gzip.decompress(scan.read_bytes()))
+    refused(place, r"1 of 3 case\(s\) .*number 2, .* in two files, \.nii\.gz and \.nii")
+    scan.unlink()
+    assert plain in set(brats.load(place, HOW).frame["flair"])
+    shutil.copytree(plain.parent, place / "again" / plain.parent.name)
+    refused(place, r"1 of 4 case\(s\) .* in an earlier folder of the same name too")
+
+
+def test_validation_cases_are_left_out_and_other_cases_without_a_mask_are_told_of(tmp_path: Path) -> None:
+    place = few(tmp_path)
+    first, *others = cases_of(place)
+    folder = next(place.rglob(first))
+    (folder / f"{first}_seg.nii.gz").unlink()
+    refused(place, r"1 of 3 case\(s\) .* lack the mask alone, _seg\. .* below a folder whose name holds 'Validation'")
+    folder = shutil.move(folder, place / "MICCAI_BraTS_2018_Data_Validation" / first)
+    cases = brats.load(place, HOW)
+    assert cases.frame["patient"].tolist() == others
+    assert cases.exclusions == {"validation cases without a mask": 1}
+    (place / "train.csv").write_text(others[0])
+    (place / "test.csv").write_text(f"{others[1]}\n{first}")
+    refused(place, r"test\.csv, line 2: this case has no mask\. List cases of the training data")
+    (folder / f"{first}_t1.nii.gz").unlink()
+    refused(place, r"1 of 3 case\(s\) .* lack a file with any content: _t1 in 1, _seg in 1")
+    for case in others:
+        shutil.rmtree(next(place.rglob(case)))
+    refused(place, "lack a file")
+    shutil.copy(folder / f"{first}_t2.nii.gz", folder / f"{first}_t1.nii.gz")
+    refused(place, "holds validation cases alone")
+
+
+def test_the_one_mask_that_kaggle_names_otherwise_is_found(tmp_path: Path) -> None:
+    place = few(tmp_path)
+    case = rename(place, cases_of(place)[0], "BraTS20_Training_355")
+    mask = next(place.rglob(f"{case}_seg.nii.gz"))
+    mask.rename(mask.with_name("W39_1998.09.19_Segm.nii.gz"))
+    cases = brats.load(place, HOW)
+    assert cases.frame.set_index("patient").loc[case, "seg"].name == "W39_1998.09.19_Segm.nii.gz"
+    brats.write_sites(cases, tmp_path / "sites", seed=0)
+    shutil.move(mask.with_name("W39_1998.09.19_Segm.nii.gz"), place / "W39_1998.09.19_Segm.nii.gz")
+    refused(place, "lack the mask alone")
 
 
 def test_cases_of_2020_find_their_institution_in_the_organisers_table(tmp_path: Path) -> None:
     place = tmp_path / "2020"
     brain_twin.write_twin(place, seed=1, edge=16, cases={"TCIA03": 2})
     for at, case in enumerate(cases_of(place)):
-        folder = next(place.rglob(case))
-        for file in list(folder.iterdir()):
-            file.rename(file.with_name(file.name.replace(case, f"BraTS20_Training_00{at + 1}")))
-        folder.rename(folder.with_name(f"BraTS20_Training_00{at + 1}"))
+        rename(place, case, f"BraTS20_Training_{at + 1:03}")
     assert set(brats.load(place, HOW).frame["institution"]) == {"unknown"}
     pd.DataFrame({"BraTS_2020_subject_ID": ["BraTS20_Training_001"], "BraTS_2019_subject_ID": ["BraTS19_TCIA10_103_1"]}).to_csv(
         place / "name_mapping.csv", index=False
     )
     assert brats.load(place, HOW).frame["institution"].tolist() == ["TCIA10", "unknown"]
+
+
+def test_what_of_the_protocol_the_cases_cannot_follow_is_said_with_counts(tmp_path: Path) -> None:
+    place = tmp_path / "2020"
+    brain_twin.write_twin(place, seed=1, edge=16, cases={"CBICA": 1, "TCIA03": 12, "TMC": 1})
+    said = brats.write_sites(brats.load(place, HOW), tmp_path / "known", seed=0)
+    (others,) = said["warnings"]
+    assert others.startswith("1 of 14 cases are of no institution that the protocol knows") and "; 0 of them tell none" in others
+    for at, case in enumerate(cases_of(place)):
+        rename(place, case, f"BraTS20_Training_{at + 1:03}")
+    others, no_reference = brats.write_sites(brats.load(place, HOW), tmp_path / "unknown", seed=0)["warnings"]
+    assert others.startswith("14 of 14 cases") and "14 of them tell none" in others and "name_mapping.csv" in others
+    assert no_reference == "There is no reference set: none of 14 cases is CBICA's to train on."
 
 
 def test_a_mask_that_writes_3_for_enhancing_tumour_is_a_finding(root: Path, tmp_path: Path) -> None:
@@ -148,12 +271,33 @@ def test_a_mask_that_writes_3_for_enhancing_tumour_is_a_finding(root: Path, tmp_
     assert "the mask holds 3, the task's regions know 1, 2, 4" in cohort.findings[0].problem
 
 
+def test_the_twin_tests_16_of_its_40_cases_and_six_of_eight_clients_lack_a_modality() -> None:
+    cases = [(f"{name}-{at}", name) for name, n in brain_twin.CASES.items() for at in range(n)]
+    frame = pd.DataFrame(cases, columns=["patient", "institution"]).assign(split=None)
+    for seed in range(5):
+        placed = brats.deal(frame, seed)
+        assert placed["split"].value_counts().to_dict() == {"train": 24, "test": 16}
+        assert set(placed["site"]) == {*brats.CLIENTS, "reference"}
+    assert sum(held != brats.MODALITIES for held in brats.CLIENTS.values()) == 6
+
+
 YEARS: list[Benchmark] = [b.BENCHMARK for b in (metakd_brats2018, metakd_brats2019, metakd_brats2020)]
 SMALL = (
     *(f"task.modalities.{m}.voxels=[16,16,16]" for m in brats.MODALITIES),
     "model.patch=[8,16,16]",
     "federation.min_patients=1",
 )
+
+
+@pytest.mark.parametrize("benchmark", [*YEARS, brain_twin_benchmark.BENCHMARK], ids=lambda b: b.name)
+def test_methods_that_train_in_one_phase_alone_have_the_same_budget(benchmark: Benchmark) -> None:
+    methods = ("metakd-faithful", "local", "central", "central-full", "central-zero")
+    assert set(methods) <= set(benchmark.methods)
+    own = {"metakd-faithful": SETTINGS}
+    epochs = {
+        m: load_config(benchmark.experiment, [*own.get(m, ()), *benchmark.overrides.get(m, ())]).distill.epochs for m in methods
+    }
+    assert set(epochs.values()) == {60}
 
 
 def test_a_year_runs_on_the_organisers_layout_with_every_kind_of_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,10 @@ def write_archive(root: Path, cases: int = 20, *, lone: bool = True) -> None:
             put("imagesTr/hippocampus_118.nii.gz", b"no mask")
 
 
-def test_pairs_are_dealt_to_four_sites_and_the_same_cases_are_always_tested(tmp_path: Path) -> None:
+def test_pairs_are_dealt_to_four_sites_and_the_same_cases_are_always_tested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hippocampus, "PAIRS", 20)
     write_archive(tmp_path / "data")
     cases = hippocampus.load(tmp_path / "data")
     assert len(cases.images) == len(cases.masks) == 20
@@ -78,6 +81,18 @@ def test_an_archive_that_is_absent_cut_short_or_of_something_else_says_where_to_
         archive.addfile(tarfile.TarInfo("readme"), io.BytesIO())
     with pytest.raises(ConsiliumError, match=r"holds no case with a file in both imagesTr and labelsTr"):
         hippocampus.load(tmp_path)
+
+
+def test_an_archive_cut_between_two_files_is_not_taken_for_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hippocampus, "PAIRS", 20)
+    write_archive(tmp_path / "data", lone=False)
+    file = tmp_path / "data" / hippocampus.ARCHIVE
+    assert len(hippocampus.load(file.parent).images) == 20
+    with tarfile.open(file) as archive:
+        end = archive.getmembers()[14].offset  # seven pairs are before it
+    file.write_bytes(file.read_bytes()[:end])
+    with pytest.raises(ConsiliumError, match=r"holds 7 labelled cases, the official archive has 20\. Download"):
+        hippocampus.load(file.parent)
 
 
 def test_the_real_archive_holds_260_pairs(data_root: Path) -> None:

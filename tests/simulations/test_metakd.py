@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,15 +10,18 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from torch import Tensor
 
+from common.data.cohort import Batch, Cohort
 from common.data.manifest import FILE_NAME, REFERENCE_FOLDER
 from common.evaluation.metrics import metrics
 from common.evaluation.predictions import predict_patterns
 from common.models.fusion import Features
 from simulations import metakd
 from simulations.baselines import Consortium, Trained, open_consortium, unimodal
-from simulations.metakd import MetaKD, metakd_faithful
+from simulations.metakd import MetaKD, MetaKDVolumes, metakd_faithful
 from tests.common.samples import make_cohort, make_config, write_folder
+from tests.simulations.test_zero_filled import brains, scans
 
 THREE = ("admission", "labs", "cxr")
 
@@ -44,6 +48,40 @@ def test_what_an_absent_modality_holds_cannot_matter() -> None:
     batch = make_cohort(config.task, 20).batch()
     other = replace(batch, inputs={n: x.nan_to_num(nan=7.0) for n, x in batch.inputs.items()})
     assert torch.equal(network(batch), network(other))
+
+
+def test_of_volumes_the_mean_fills_the_bottleneck_alone_and_weights_scale_it_alone() -> None:
+    config = brains()
+    torch.manual_seed(0)
+    network = MetaKDVolumes(config).eval()
+    batch = scans(config, [[True, True, False, False], [False, False, True, False]])
+    features = network.features(batch)
+    blank = network.encoder.maps(torch.zeros(1, 1, *batch.inputs["flair"].shape[2:]))
+    for level, nothing in zip((*features.tokens, features.pooled), blank, strict=True):
+        assert torch.allclose(level[0, 2:], nothing.expand(2, *nothing.shape[1:]), atol=1e-3)
+    filled = features.pooled.clone()
+    filled[0, 2:] = (features.pooled[0, 0] + features.pooled[0, 1]) / 2
+    filled[1, [0, 1, 3]] = features.pooled[1, 2]
+
+    def decoded(bottleneck: Tensor) -> Tensor:
+        levels = (*features.tokens, bottleneck)
+        said: Tensor = network.decoder([mix(x.flatten(1, 2)) for mix, x in zip(network.mix, levels, strict=True)])
+        return said
+
+    assert torch.allclose(network(batch), decoded(filled), atol=1e-5)
+    weights = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    scaled = decoded(filled * weights[:, None, None, None, None])
+    assert torch.allclose(network.fused(features, batch.present, weights), scaled, atol=1e-5)
+    assert not torch.allclose(scaled, decoded(filled), atol=1e-3)
+    other = replace(
+        batch, inputs={n: torch.where(at, x, torch.nan) for (n, x), at in zip(batch.inputs.items(), held(batch), strict=True)}
+    )
+    assert torch.equal(network(other), network(batch)), "what an absent scan holds cannot matter"
+
+
+def held(batch: Batch) -> tuple[Tensor, ...]:
+    """Whether a modality is present, per modality, [B, 1, 1, 1, 1]."""
+    return batch.present[:, :, None, None, None, None].unbind(1)
 
 
 @pytest.fixture
@@ -78,6 +116,20 @@ def test_it_learns_and_its_weights_move_from_where_they_started(consortium: Cons
     first = [w["value"] for w in trained.weights if w["step"] == 0]
     assert sum(first) == pytest.approx(1)  # type: ignore[arg-type]
     assert len(trained.curves) == 60
+
+
+def test_it_trains_on_no_validation_patient(consortium: Consortium, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Cohort] = []
+
+    def spy(network: MetaKD, train: Cohort, meta: Cohort, *_: object) -> tuple[list[float], list[list[float]]]:
+        seen.extend((train, meta))
+        return [], []
+
+    monkeypatch.setattr(metakd, "_train", spy)
+    metakd_faithful(consortium)
+    splits = Counter(s for c in consortium.training.values() for s in c.split)
+    assert splits["validation"] > 0
+    assert Counter(s for c in seen for s in c.split) == {"train": splits["train"]}
 
 
 def test_a_network_of_one_modality_reads_that_modality_alone(consortium: Consortium) -> None:
