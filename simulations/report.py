@@ -136,7 +136,7 @@ def _ending(results: Results) -> str:
 
 def _some_factors(results: Results) -> str:
     """Returns the factors of an ablation that was asked for some only; empty for others."""
-    factors = dict.fromkeys(told["factor"] for told in results.environment["ablations"])
+    factors = dict.fromkeys(told["factor"] for told in results.environment.get("ablations", ()))
     return ", ".join(factors) if "--only" in shlex.split(results.environment["command"]) else ""
 
 
