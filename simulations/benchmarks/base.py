@@ -91,7 +91,7 @@ class Published:
         source: Where it stands.
         pattern: Modality pattern that it was tested on, or ``MEAN_OF_PATTERNS``.
         output: Output of the task; None is all of them.
-        n: Test rows; None if not told.
+        n: Test rows; None if not told. A figure of as many rows as a site of ``Benchmark.apart`` stands beside ours on that site.
         variant: Protocol of the benchmark that it belongs to.
     """
 

@@ -127,6 +127,28 @@ def test_a_variant_of_which_nothing_is_published_is_told_apart_too(docs: Path, m
     ]
 
 
+def test_a_figure_on_a_site_that_is_told_apart_stands_beside_ours_on_that_site_alone(
+    docs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = [Published("ShaSpec", "accuracy", 0.95, "published", "its Table 3", n=45, variant=v) for v in (None, "hard")]
+    wide = Published("image network", "accuracy", 0.92, "published", "its Table 3", n=240)
+    apart = replace(BENCHMARK, apart=("north",), published=(*few, wide, replace(wide, method="untold", n=None)))
+    monkeypatch.setattr(papers, "benchmarks", lambda: {apart.name: apart})
+    assert "tested on" not in papers.tables_of("metakd", papers.newest(docs))[0].head, "nothing was measured there yet"
+    said = results()
+    said["rows"] = [r | ({"n": 45} if r["site"] == "north" else {}) for r in said["rows"]]
+    said["rows"].append(row("student", "all", 0.3, None, site="south"))
+    keep(docs, "metakd-fake", said)
+    (table,) = papers.tables_of("metakd", papers.newest(docs))
+    found = {(line["variant"], line["tested on"]): line for line in lines(table) if line["given"] == "what each has"}
+    assert set(found) == {("main", "all"), ("main", "north"), ("hard", "north")}
+    whole, north, hard = found["main", "all"], found["main", "north"], found["hard", "north"]
+    assert (whole["n"], whole["student"], whole["ShaSpec"]) == ("240", "0.500", "-")
+    assert whole["image network"] == whole["untold"] == "0.920 (stated)"
+    assert (north["n"], north["student"], north["ShaSpec"], north["image network"]) == ("45", "0.100", "0.950 (stated)", "-")
+    assert (hard["ours on"], hard["student"], hard["ShaSpec"]) == ("not run", "-", "0.950 (stated)")
+
+
 def test_a_mean_over_combinations_needs_all_of_them(docs: Path) -> None:
     said = results()
     said["rows"] = [r for r in said["rows"] if r["pattern"] != "labs+notes"]
