@@ -231,3 +231,24 @@ def test_every_benchmark_of_a_paper_says_how_comparable_it_is() -> None:
     begins = tuple(start for _, starts in papers.PAPERS.values() for start in starts)
     silent = [b.name for b in benchmarks().values() if b.name.startswith(begins) and not b.comparable]
     assert not silent, f"give them Benchmark.comparable: {silent}"
+
+
+def test_a_source_states_the_figures_of_its_own_method_alone() -> None:
+    begins = tuple(start for _, starts in papers.PAPERS.values() for start in starts)
+    stated: dict[str, set[str]] = {}
+    for benchmark in benchmarks().values():
+        for figure in benchmark.published if benchmark.name.startswith(begins) else ():
+            if figure.mark == "published":
+                stated.setdefault(figure.source, set()).add(figure.method)
+    several = {source: methods for source, methods in stated.items() if len(methods) > 1}
+    assert not several, f"what one paper tells of another's method is second-hand: {several}"
+
+
+def test_an_inferred_figure_stands_beside_what_it_was_inferred_from() -> None:
+    figures = benchmarks()["metakd-brats2018"].published
+    mean = {(p.method, p.output): p for p in figures if p.pattern == MEAN_OF_PATTERNS}
+    for output, gain in (("et", 0.0351), ("tc", 0.0219), ("wt", 0.0114)):
+        found, base = mean["MetaKD", output], mean["ShaSpec with post-processing", output]
+        assert found.mark == "inferred" and found.value and base.value
+        assert found.value - base.value == pytest.approx(gain, abs=1e-9)
+        assert "ShaSpec's mean with post-processing" in found.source and "LCKD" in found.source
