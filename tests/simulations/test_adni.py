@@ -289,6 +289,17 @@ def test_without_the_data_a_twin_takes_their_place_and_says_so(tmp_path: Path, m
     assert said["warnings"][0].startswith("These patients are generated: CONSILIUM_DATA has no folder 'adni'.")
 
 
+def test_the_folder_that_is_asked_for_is_the_one_that_is_read(home: Path) -> None:
+    there = [p.relative_to(home) for p in (home / tables.FOLDER).rglob("*.*") if p.name != "GENERATED.json"]
+    asked = {"adni/diagnosis/DXSUM", "adni/clinical/", "adni/biospecimen/", "adni/image/UCSFFSX7_", "adni/genomic/liftovered/"}
+    assert all(place in tables.HOW_TO_GET for place in asked)
+    assert all(str(file).startswith(tuple(asked)) for file in there)
+
+
+def test_the_benchmark_says_that_its_images_are_not_those_of_the_published_figures() -> None:
+    assert "MUSE/RAVENS" in metakd_adni.BENCHMARK.comparable and "FreeSurfer" in metakd_adni.BENCHMARK.comparable
+
+
 def test_the_benchmark_runs_on_its_twin_and_its_table_says_generated(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

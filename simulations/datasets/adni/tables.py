@@ -3,6 +3,8 @@
 The layout was read in Flex-MoE's public repository (UNITES-Lab/flex-moe, ``data/adni/README.md`` and its scripts): tables as LONI
 gives them, with the day of the download in their names, in ``diagnosis``, ``clinical``, ``biospecimen`` and ``image``; there too:
 a subject counts if every visit has a diagnosis and all are the same, of several records of a subject the latest one counts.
+**Imaging is not that of the published figures**: their protocol read maps of grey matter (MUSE/RAVENS, 91x109x91) with a 3-D
+convolutional network. The table of FreeSurfer 7 that is read here came into Flex-MoE's code in June 2025 only.
 
 Otherwise than there: values stay in their units, an empty cell stays empty (there: min-max over all subjects, tests included, and
 filled); read are the columns below, not every column that merging leaves (identifiers of visits, days, comments). **Left out,
@@ -24,11 +26,11 @@ from simulations.datasets.files import UNREADABLE
 
 FOLDER = "adni"
 HOW_TO_GET = (
-    f"A folder '{FOLDER}' below CONSILIUM_DATA holds or is Flex-MoE's data/adni (https://github.com/UNITES-Lab/flex-moe): "
-    "diagnosis/DXSUM*.csv, clinical/ (MEDHIST, NEUROEXM, PTDEMOG, VITALS), biospecimen/ (APOERES, UPENNBIOMK_ROCHE_ELECSYS), "
-    "image/UCSFFSX7_*.csv, and genomic/liftovered/ADNI_final.bed, .bim and .fam as its genomic_preprocess.ipynb makes them; "
-    "PTID_splits.json, if you have it. LONI (https://ida.loni.usc.edu) gives the tables to those whom ADNI admits: ARC Builder, "
-    "Tables. Without the folder a generated twin takes their place."
+    f"A folder '{FOLDER}' below CONSILIUM_DATA is (or links to) Flex-MoE's data/adni (https://github.com/UNITES-Lab/flex-moe): "
+    f"{FOLDER}/diagnosis/DXSUM*.csv, {FOLDER}/clinical/ (MEDHIST, NEUROEXM, PTDEMOG, VITALS), {FOLDER}/biospecimen/ (APOERES, "
+    f"UPENNBIOMK_ROCHE_ELECSYS), {FOLDER}/image/UCSFFSX7_*.csv, {FOLDER}/genomic/liftovered/ADNI_final.bed, .bim and .fam as its "
+    f"genomic_preprocess.ipynb makes them, and {FOLDER}/PTID_splits.json, if you have it. LONI (https://ida.loni.usc.edu) gives "
+    "the tables to those whom ADNI admits: ARC Builder, Tables. Without the folder a generated twin takes their place."
 )
 PHASES = {"ADNI1": "adni1", "ADNIGO": "adnigo", "ADNI2": "adni2", "ADNI3": "adni3", "ADNI4": "adni4"}
 """Phase as DXSUM spells it, in the order of time -> its site."""
