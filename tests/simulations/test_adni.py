@@ -118,6 +118,33 @@ def test_the_latest_value_counts_in_its_unit(home: Path, copy: Path) -> None:
     assert (rows.loc[apoe.index, "APOE4"] == apoe.str.count("4")).all()
 
 
+def with_later(name: str, **said: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    """Returns what adds one more, later record of a subject."""
+    said = {"update_stamp": "2030-01-01 00:00:00.0"} | said
+    return lambda frame: pd.concat([frame, frame[frame["PTID"] == name].head(1).assign(**said)], ignore_index=True)
+
+
+def test_a_value_counts_in_the_unit_of_its_own_record_and_the_last_known_one_stays(copy: Path) -> None:
+    before = sites.load(copy).rows.set_index("patient")
+    names = {n: before.index[before[n].notna()] for n in ("VSWEIGHT", "VSPULSE", "PTMARRY", "MH14ALCH", "APOE4", "ABETA42")}
+    vitals = pd.read_csv(next((copy / "clinical").glob("VITALS*")))
+    pounds = set(vitals.loc[(vitals["update_stamp"] > "2006") & (vitals["VSWTUNIT"] == 1), "PTID"])
+    first, second = [p for p in names["VSWEIGHT"] if p in pounds][:2]
+    rewrite(copy, "clinical/VITALS*", with_later(first, VSWEIGHT="82.0", VSWTUNIT="", VSPULSE="-4"))
+    rewrite(copy, "clinical/VITALS*", with_later(second, VSWEIGHT="-1", VSWTUNIT="2", VSHEIGHT="-4", VSTEMP="-4"))
+    rewrite(copy, "clinical/PTDEMOG*", with_later(names["PTMARRY"][0], PTMARRY="5", PTEDUCAT="-4"))
+    rewrite(copy, "clinical/MEDHIST*", with_later(names["MH14ALCH"][0], MH14ALCH="-1"))
+    rewrite(copy, "biospecimen/APOERES*", with_later(names["APOE4"][0], GENOTYPE="-4"))
+    rid = small_twin()[1].subjects.set_index("PTID")["RID"][names["ABETA42"][0]]
+    rewrite(copy, "biospecimen/UP*", lambda f: with_later("x", ABETA42="-4")(f.assign(PTID=f["RID"].map({str(rid): "x"}))))
+    rewrite(copy, "biospecimen/UP*", lambda f: f.drop(columns="PTID"))
+    sites.load.cache_clear()
+    pd.testing.assert_frame_equal(sites.load(copy).rows.set_index("patient"), before)
+    rewrite(copy, "clinical/VITALS*", with_later(first, VSWEIGHT="82.0", VSWTUNIT="2", update_stamp="2031-01-01 00:00:00.0"))
+    sites.load.cache_clear()
+    assert sites.load(copy).rows.set_index("patient").loc[first, "VSWEIGHT"] == 82.0
+
+
 def test_what_tells_the_diagnosis_is_not_read(home: Path) -> None:
     rows = sites.load(home / tables.FOLDER).rows
     assert not [c for c in rows if c.startswith(("PTCOGBEG", "PTADDX", "PTADBEG", "CM"))]

@@ -2,7 +2,8 @@
 
 The layout was read in Flex-MoE's public repository (UNITES-Lab/flex-moe, ``data/adni/README.md`` and its scripts): tables as LONI
 gives them, with the day of the download in their names, in ``diagnosis``, ``clinical``, ``biospecimen`` and ``image``; there too:
-a subject counts if every visit has a diagnosis and all are the same, of several records of a subject the latest one counts.
+a subject counts if every visit has a diagnosis and all are the same, of several records of a subject the latest one counts
+(here the latest in which a value is known).
 **Imaging is not that of the published figures**: their protocol read maps of grey matter (MUSE/RAVENS, 91x109x91) with a 3-D
 convolutional network. The table of FreeSurfer 7 that is read here came into Flex-MoE's code in June 2025 only.
 
@@ -138,23 +139,26 @@ def read_values(root: Path, subjects: pd.DataFrame, counts: dict[str, int], warn
     Raises:
         ConsiliumError: If a file is missing, cut short or lacks a column of its documentation.
     """
-    latest = functools.partial(_latest, root, subjects=subjects, counts=counts)
+    records = functools.partial(_records, root, subjects=subjects, counts=counts)
     parts: list[pd.DataFrame] = []
     for name, ranges in CLINICAL.items():
         extra = (
             [*CODES] if name == "PTDEMOG" else [*IN_UNITS, *(unit for unit, *_ in IN_UNITS.values())] if name == "VITALS" else []
         )
-        found = latest("clinical", name, [*ranges, *extra])
-        parts.append(pd.DataFrame({c: _numbers(found[c], name, counts, r) for c, r in ranges.items()}))
+        found = records("clinical", name, [*ranges, *extra])
+        values = {c: _numbers(found[c], name, counts, r) for c, r in ranges.items()}
         if name == "PTDEMOG":
-            parts.append(pd.DataFrame({c: _numbers(found[c], name, counts, among=codes) for c, codes in CODES.items()}))
+            values |= {c: _numbers(found[c], name, counts, among=codes) for c, codes in CODES.items()}
         if name == "VITALS":
-            parts.append(pd.DataFrame({c: _in_units(found, c, counts) for c in IN_UNITS}))
-    genotype = latest("biospecimen", "APOERES", ["GENOTYPE"])["GENOTYPE"].str.strip()
+            values |= {c: _in_units(found, c, counts) for c in IN_UNITS}
+        parts.append(_last_known(found, values))
+    apoe = records("biospecimen", "APOERES", ["GENOTYPE"])
+    genotype = apoe["GENOTYPE"].str.strip()
     genotype = genotype.where(genotype.str.fullmatch("[234]/[234]"))
-    parts.append(pd.DataFrame({name: genotype.str.count(allele).astype(float) for name, allele in ALLELES.items()}))
-    fluid = latest("biospecimen", "UPENNBIOMK_ROCHE_ELECSYS", list(FLUID))
-    parts.append(pd.DataFrame({c: _numbers(fluid[c], "UPENNBIOMK_ROCHE_ELECSYS", counts, r) for c, r in FLUID.items()}))
+    parts.append(_last_known(apoe, {name: genotype.str.count(allele).astype(float) for name, allele in ALLELES.items()}))
+    fluid = records("biospecimen", "UPENNBIOMK_ROCHE_ELECSYS", list(FLUID))
+    values = {c: _numbers(fluid[c], "UPENNBIOMK_ROCHE_ELECSYS", counts, r) for c, r in FLUID.items()}
+    parts.append(_last_known(fluid, values))
     parts.append(_regions(root, subjects, counts, warnings))
     every = [feature for features in FEATURES.values() for feature in features]
     return pd.concat([part.reindex(subjects["patient"]) for part in parts], axis=1)[every]
@@ -176,12 +180,23 @@ def _regions(root: Path, subjects: pd.DataFrame, counts: dict[str, int], warning
     )
 
 
-def _latest(
+def _records(
     root: Path, folder: str, name: str, columns: list[str], *, subjects: pd.DataFrame, counts: dict[str, int]
 ) -> pd.DataFrame:
-    """Returns the last value of every column that a subject has, by ``UPDATE_STAMP``; indexed by subject."""
+    """Returns the records of subjects with one diagnosis, as they stand in a table, by ``UPDATE_STAMP``."""
     frame, file = _read(root, folder, name, ["RID", "UPDATE_STAMP", *columns], optional=["PTID"])
-    return _in_time(_of_subjects(frame, file, subjects, counts), file).groupby("PTID")[columns].last()
+    return _in_time(_of_subjects(frame, file, subjects, counts), file)
+
+
+def _last_known(records: pd.DataFrame, values: Mapping[str, pd.Series[float]]) -> pd.DataFrame:
+    """Returns the last value of every column that is known of a subject, indexed by subject.
+
+    Args:
+        records: What :func:`_records` returned.
+        values: Column -> what its records say, in units of the task, empty where not known. Units and codes belong to a record: of
+            raw cells the last value and the last unit may be of two.
+    """
+    return pd.DataFrame(dict(values), index=records.index).groupby(records["PTID"]).last()
 
 
 def _read(
