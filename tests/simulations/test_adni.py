@@ -175,22 +175,41 @@ def test_components_find_the_genes_and_see_no_test_subject(home: Path, copy: Pat
     assert not np.allclose(once[~mine], spoiled[~mine])
 
 
+def write_genotypes(root: Path, packed: bytes, subjects: int, variants: int) -> list[str]:
+    """Writes the three files; returns the names of the subjects."""
+    (root / "genomic" / "liftovered").mkdir(parents=True)
+    (root / BED).write_bytes(bytes([0x6C, 0x1B, 0x01]) + packed)
+    (root / f"{genotypes.FILE}.fam").write_text("".join(f"{k} s{k} 0 0 0 -9\n" for k in range(subjects)))
+    (root / f"{genotypes.FILE}.bim").write_text("".join(f"1\trs{k}\t0\t{k}\tA\tG\n" for k in range(variants)))
+    return [f"s{k}" for k in range(subjects)]
+
+
 def test_genotypes_are_read_bit_by_bit(tmp_path: Path) -> None:
-    (tmp_path / "genomic" / "liftovered").mkdir(parents=True)
-    # Five subjects, three variants: copies of the first allele 0 1 2 ? 0, then all alike, then 2 0 0 0 2.
-    (tmp_path / BED).write_bytes(bytes([0x6C, 0x1B, 0x01, 0b01_00_10_11, 0b11, 0b11_11_11_11, 0b11, 0b11_11_11_00, 0b00]))
-    (tmp_path / f"{genotypes.FILE}.fam").write_text("".join(f"{k} s{k} 0 0 0 -9\n" for k in range(5)))
-    (tmp_path / f"{genotypes.FILE}.bim").write_text("".join(f"1\trs{k}\t0\t{k}\tA\tG\n" for k in range(3)))
-    everybody, counts = {f"s{k}" for k in range(5)}, {}
-    found = genotypes.read_components(tmp_path, everybody, everybody, counts)
-    z = np.array([[0, 1, 2, np.nan, 0], [2, 0, 0, 0, 2]])
+    # Four subjects, three variants: copies of the first allele 0 1 2 ?, then all alike, then 2 0 0 0; and again, for the test.
+    names = write_genotypes(tmp_path, bytes([0b01_00_10_11] * 2 + [0b11_11_11_11] * 2 + [0b11_11_11_00] * 2), 8, 3)
+    counts: dict[str, int] = {}
+    found = genotypes.read_components(tmp_path, set(names[:4]), set(names), counts)
+    z = np.array([[0, 1, 2, np.nan], [2, 0, 0, 0]])
     z = np.nan_to_num((z - np.nanmean(z, 1, keepdims=True)) / np.nanstd(z, 1, keepdims=True)).T
-    scores = found.dropna(axis=1).to_numpy()
+    scores = found.loc[names[4:]].dropna(axis=1).to_numpy()
     assert scores @ scores.T == pytest.approx(z @ z.T / 2, abs=1e-6)
     assert counts == {
         "subjects of ADNI_final.fam without one diagnosis, or there twice": 0,
         "variants that do not vary among training subjects": 1,
     }
+
+
+def test_training_and_test_scores_have_one_scale(tmp_path: Path, home: Path) -> None:
+    subjects, variants = 240, 4000
+    packed = np.random.default_rng(1).integers(0, 256, variants * subjects // 4, dtype=np.uint8)  # of which nothing can be learned
+    names = write_genotypes(tmp_path, packed.tobytes(), subjects, variants)
+    found = genotypes.read_components(tmp_path, set(names[:160]), set(names), {})
+    spread = found[:160].std() / found[160:].std()
+    assert spread.between(0.7, 1.4).all() and abs(np.log(spread).mean()) < 0.1
+    rows = sites.load(home / tables.FOLDER).rows
+    trains = rows["split"] == "train"
+    spread = rows.loc[trains, [*genotypes.FEATURES]].std() / rows.loc[~trains, [*genotypes.FEATURES]].std()
+    assert spread.between(0.6, 1.6).all()
 
 
 def test_phases_are_sites_that_every_hospital_could_open(home: Path, tmp_path: Path) -> None:
