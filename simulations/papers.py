@@ -148,9 +148,9 @@ def table_of(benchmark: Benchmark, found: Mapping[str | None, Results | None]) -
     return PaperTable(benchmark.name, benchmark.title, head, tuple(lines), _notes(benchmark, found))
 
 
-def _key_of(figure: Published, sites: Mapping[int | None, str | None]) -> Key:
-    """Returns the line of a figure of others: one of as many rows as a site that is told apart stands on that site's line alone."""
-    return Key(sites.get(figure.n), figure.pattern, figure.output, figure.metric)
+def _key_of(figure: Published, sites: Mapping[int, str]) -> Key:
+    """Returns the line of a figure of others; one of as many rows as a site that is told apart stands on that site's line alone."""
+    return Key(sites.get(figure.n) if figure.n else None, figure.pattern, figure.output, figure.metric)
 
 
 def _rows(results: Results | None, benchmark: Benchmark) -> dict[tuple[str, Key], Row]:
