@@ -23,6 +23,9 @@ CUSTOM = "custom"
 MEAN_OF_PATTERNS = "mean of all patterns"
 """Pattern of a published figure that is the plain mean over every combination of modalities."""
 
+METHODS = ("student", "teachers", "student-uniform", "student-no-kd", "fedavg", "local", "central", "central-full")
+"""Methods that most benchmarks compare, in the order of their tables."""
+
 Mark = Literal["published", "second-hand", "not found", "measured", "inferred"]
 
 

@@ -11,8 +11,7 @@ from typing import Any
 
 from simulations.ablations import JOINT, STANDARD, Ablation, references, teachers
 from simulations.benchmarks import mind_mortality
-from simulations.benchmarks.base import Benchmark, Published, Split
-from simulations.benchmarks.eicu_mortality import METHODS
+from simulations.benchmarks.base import METHODS, Benchmark, Published, Split
 from simulations.benchmarks.mind_mortality import PARTIAL
 
 ABSTRACT = "Wang et al., CMPB 2025, abstract; cohort and prevalence not readable"
