@@ -201,7 +201,7 @@ def test_genotypes_are_read_bit_by_bit(tmp_path: Path) -> None:
 
 def test_training_and_test_scores_have_one_scale(tmp_path: Path, home: Path) -> None:
     subjects, variants = 240, 4000
-    packed = np.random.default_rng(1).integers(0, 256, variants * subjects // 4, dtype=np.uint8)  # of which nothing can be learned
+    packed = np.random.default_rng(1).integers(0, 256, variants * subjects // 4, dtype=np.uint8)  # nothing is to be learned
     names = write_genotypes(tmp_path, packed.tobytes(), subjects, variants)
     found = genotypes.read_components(tmp_path, set(names[:160]), set(names), {})
     spread = found[:160].std() / found[160:].std()

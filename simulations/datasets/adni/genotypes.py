@@ -102,8 +102,8 @@ def _likeness(packed: NDArray[np.uint8], rows: NDArray[np.int64], train: NDArray
 def _components(alike: Float, train: NDArray[np.bool_]) -> Float:
     """Returns the scores of all subjects, [N, COMPONENTS], on the main axes of training subjects.
 
-    A training subject is scored on the axes of the other folds' subjects. They may have another order and other signs than those of
-    all; each takes the place of the one that it is most like. (Turning them onto those of all would fit the subject again.)
+    A training subject is scored on the axes of the other folds' subjects. They may have another order and other signs than those
+    of all; each takes the place of the one that it is most like. (Turning them onto those of all would fit the subject again.)
     """
     fitted = np.flatnonzero(train)
     axes = _axes(alike[np.ix_(fitted, fitted)])

@@ -19,11 +19,10 @@ import functools
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from common.errors import ConsiliumError
-from simulations.datasets.files import UNREADABLE
+from simulations.datasets.files import UNREADABLE, refuse
 
 FOLDER = "adni"
 HOW_TO_GET = (
@@ -33,6 +32,7 @@ HOW_TO_GET = (
     f"genomic_preprocess.ipynb makes them, and {FOLDER}/PTID_splits.json, if you have it. LONI (https://ida.loni.usc.edu) gives "
     "the tables to those whom ADNI admits: ARC Builder, Tables. Without the folder a generated twin takes their place."
 )
+_refuse = functools.partial(refuse, remedy=f"Get the file again. {HOW_TO_GET}", first=2)
 PHASES = {"ADNI1": "adni1", "ADNIGO": "adnigo", "ADNI2": "adni2", "ADNI3": "adni3", "ADNI4": "adni4"}
 """Phase as DXSUM spells it, in the order of time -> its site."""
 DIAGNOSES = {1.0: "CN", 2.0: "MCI", 3.0: "AD"}
@@ -193,8 +193,8 @@ def _last_known(records: pd.DataFrame, values: Mapping[str, pd.Series[float]]) -
 
     Args:
         records: What :func:`_records` returned.
-        values: Column -> what its records say, in units of the task, empty where not known. Units and codes belong to a record: of
-            raw cells the last value and the last unit may be of two.
+        values: Column -> what the records say, in units of the task, empty where not known. Units and codes belong to a record:
+            of raw cells the last value and the last unit may be of two.
     """
     return pd.DataFrame(dict(values), index=records.index).groupby(records["PTID"]).last()
 
@@ -266,11 +266,3 @@ def _in_units(vitals: pd.DataFrame, column: str, counts: dict[str, int]) -> pd.S
     value = value.mask(value.isin(UNKNOWN))
     metric = value.where(unit == 2, (value * factor + offset).where(unit == 1))
     return _numbers(metric.astype(str).replace("nan", ""), "VITALS", counts, within)
-
-
-def _refuse(bad: pd.Series[bool], file: Path, fault: str) -> None:
-    """Raises ``ConsiliumError`` with the line of the first row that has a fault, and how many have it."""
-    rows = bad.index[bad.to_numpy(bool)]
-    if len(rows):
-        more = f" ({len(rows):,} rows)" if len(rows) > 1 else ""
-        raise ConsiliumError(f"{file}, line {int(np.min(rows)) + 2}: {fault}{more}. Get the file again. {HOW_TO_GET}")
