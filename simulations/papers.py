@@ -1,7 +1,8 @@
 """The tables of the papers: our figures beside the published ones, each with how good the evidence is.
 
-Of every benchmark and variant the newest results count: a finished run on this machine, else what ``docs/results/`` keeps. Runs
-that were cut short never count. ``docs/benchmarks.md`` is written from what is kept alone, so that anybody can write it again.
+Of every benchmark and variant the newest results count: a finished run of all methods and seeds on this machine, else what
+``docs/results/`` keeps. Runs that were cut short, or asked for less, never count. ``docs/benchmarks.md`` is written from what is
+kept alone, so that anybody can write it again.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def kept_in(docs: Path) -> Source:
 
 
 def newest(docs: Path, out: Path | None = None) -> Source:
-    """Returns where the newest results are found: finished runs, else kept ones.
+    """Returns where the newest results are found: finished runs of all that a benchmark asks for, else kept ones.
 
     Args:
         docs: Folder of the documentation.
@@ -99,11 +100,18 @@ def newest(docs: Path, out: Path | None = None) -> Source:
         for folder in bench.finished_runs(benchmark.name, out):
             results = load_results(folder / FILE_NAME)
             theirs = next((r.variant for r in results.rows if r.variant), None)
-            if theirs == variant and not results.environment.get("debug") and not is_ablation(results):
+            if theirs == variant and _is_whole(results, benchmark):
                 return results
         return kept(benchmark, variant)
 
     return find
+
+
+def _is_whole(results: Results, benchmark: Benchmark) -> bool:
+    """Returns whether results are of every method and seed of a benchmark, and of whole training."""
+    methods = {row.method for row in results.rows if row.published is None}
+    asked = set(benchmark.methods) <= methods and set(range(benchmark.seeds)) <= set(results.seeds)
+    return asked and not results.environment.get("debug") and not is_ablation(results)
 
 
 def tables_of(paper: str, source: Source) -> list[PaperTable]:
@@ -149,7 +157,7 @@ def table_of(benchmark: Benchmark, found: Mapping[str | None, Results | None]) -
 
 
 def _key_of(figure: Published, sites: Mapping[int, str]) -> Key:
-    """Returns the line of a figure of others; one of as many rows as a site that is told apart stands on that site's line alone."""
+    """Returns the line of a figure of others; one of as many rows as a site that is told apart stands on its line alone."""
     return Key(sites.get(figure.n) if figure.n else None, figure.pattern, figure.output, figure.metric)
 
 

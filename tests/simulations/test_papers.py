@@ -32,6 +32,7 @@ BENCHMARK = replace(
     fakes.BENCHMARK,
     name="metakd-fake",
     data="real",
+    methods=("student", "central", "local"),
     variants=(None, "hard"),
     metrics=("accuracy", "auroc"),
     published=PUBLISHED,
@@ -53,7 +54,7 @@ def results(data: str = "real", variant: str | None = None, shift: float = 0.0, 
     rows.append(row("MetaKD", "all", 0.99, variant) | {"published": "second-hand: an older figure"})
     environment = {"title": "t", "data_version": "invented", "command": "bench it", "git_commit": "c0ffee" * 7, "debug": False}
     head = {"schema_version": 1, "benchmark": "metakd-fake", "data": data, "data_checksum": "ab", "n": {}, "exclusions": {}}
-    return head | {"seeds": [0], "rows": rows, "comparisons": [], "weights": [], "environment": environment | about}
+    return head | {"seeds": [0, 1], "rows": rows, "comparisons": [], "weights": [], "environment": environment | about}
 
 
 def row(method: str, pattern: str, mean: float, variant: str | None, **other: Any) -> dict[str, Any]:
@@ -185,6 +186,11 @@ def test_the_newest_finished_run_goes_before_what_is_kept_and_debug_runs_never_c
     run(docs, "20260105-000000", results(variant="hard"))
     run(docs, "20260106-000000", results(shift=0.3, ablations=[{"name": "x"}]))
     assert student() == "0.700"
+    of_one_method, of_one_seed = results(shift=0.3), results(shift=0.3)
+    of_one_method["rows"] = [r for r in of_one_method["rows"] if r["method"] != "local"]
+    run(docs, "20260107-000000", of_one_method)
+    run(docs, "20260108-000000", of_one_seed | {"seeds": [0]})
+    assert student() == "0.700", "runs that asked for less than the benchmark"
     assert "| 0.500 |" in papers.render(docs) and "| 0.700 |" not in papers.render(docs), "the document is of what is kept"
 
 
