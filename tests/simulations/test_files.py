@@ -22,7 +22,7 @@ def test_the_first_bad_line_is_named_as_its_file_counts_it() -> None:
     ):
         with pytest.raises(ConsiliumError, match=rf"^a\.csv, line {line}: is 'x' \(2 rows\)\. Get it again\.$"):
             refuse(bad, Path("a.csv"), *said, first=first)
-    with pytest.raises(ConsiliumError, match="line 3: is 'x'. Get"):
+    with pytest.raises(ConsiliumError, match=r"line 3: is 'x'\. Get"):
         refuse(np.array([False, False, True]), Path("a.csv"), *said)
     refuse(rows["a"] == "z", Path("a.csv"), *said)
 
