@@ -1,14 +1,16 @@
 """The tables of the papers: our figures beside the published ones, each with how good the evidence is.
 
-Of every benchmark and variant the newest results count: a finished run on this machine, else what ``docs/results/`` keeps. Runs
-that were cut short never count. ``docs/benchmarks.md`` is written from what is kept alone, so that anybody can write it again.
+Of every benchmark and variant the newest results count: a finished run of all methods and seeds on this machine, else what
+``docs/results/`` keeps. Runs that were cut short, or asked for less, never count. ``docs/benchmarks.md`` is written from what is
+kept alone, so that anybody can write it again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
@@ -45,8 +47,15 @@ hand. {MARKS}
 """
 
 Source = Callable[[Benchmark, str | None], Results | None]
-Key = tuple[str, str | None, str]
-"""Combination of modalities, output, metric: what a line of a table is about."""
+
+
+class Key(NamedTuple):
+    """What a line of a table is about: site of ``Benchmark.apart`` or None for all, combination of modalities, output, metric."""
+
+    site: str | None
+    pattern: str
+    output: str | None
+    metric: str
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,7 @@ class PaperTable:
         name: Name of the benchmark.
         title: What it is about.
         head: Heads of the columns; those of others come first, ours after ``ours on``.
-        rows: One line per variant, combination of modalities, output and metric.
+        rows: One line per variant, test site that is told apart, combination of modalities, output and metric.
         notes: Sentences: on comparability, on where the figures come from.
     """
 
@@ -79,7 +88,7 @@ def kept_in(docs: Path) -> Source:
 
 
 def newest(docs: Path, out: Path | None = None) -> Source:
-    """Returns where the newest results are found: finished runs, else kept ones.
+    """Returns where the newest results are found: finished runs of all that a benchmark asks for, else kept ones.
 
     Args:
         docs: Folder of the documentation.
@@ -91,11 +100,18 @@ def newest(docs: Path, out: Path | None = None) -> Source:
         for folder in bench.finished_runs(benchmark.name, out):
             results = load_results(folder / FILE_NAME)
             theirs = next((r.variant for r in results.rows if r.variant), None)
-            if theirs == variant and not results.environment.get("debug") and not is_ablation(results):
+            if theirs == variant and _is_whole(results, benchmark):
                 return results
         return kept(benchmark, variant)
 
     return find
+
+
+def _is_whole(results: Results, benchmark: Benchmark) -> bool:
+    """Returns whether results are of every method and seed of a benchmark, and of whole training."""
+    methods = {row.method for row in results.rows if row.published is None}
+    asked = set(benchmark.methods) <= methods and set(range(benchmark.seeds)) <= set(results.seeds)
+    return asked and not results.environment.get("debug") and not is_ablation(results)
 
 
 def tables_of(paper: str, source: Source) -> list[PaperTable]:
@@ -118,45 +134,49 @@ def table_of(benchmark: Benchmark, found: Mapping[str | None, Results | None]) -
         found: Variant -> our results; None if there are none.
     """
     others = list(dict.fromkeys(p.method for p in benchmark.published))
-    ours = [m for m in OURS if any(r.method == m for results in found.values() for r in _whole(results))]
+    rows = {variant: _rows(results, benchmark) for variant, results in found.items()}
+    sites = {row.n: row.site for mine in rows.values() for row in mine.values() if row.site and row.n}
+    ours = [m for m in OURS if any(method == m for mine in rows.values() for method, _ in mine)]
     by_variant = any(p.variant for p in benchmark.published) or any(v and results for v, results in found.items())
     by_output = any(p.output for p in benchmark.published)
-    optional = ((by_variant, "variant"), (True, "given"), (by_output, "output"), (True, "metric"))
+    optional = ((by_variant, "variant"), (bool(sites), "tested on"), (True, "given"), (by_output, "output"), (True, "metric"))
     lines = []
     for variant, results in found.items():
-        figures = {(p.method, _key(p)): p for p in benchmark.published if p.variant == variant}
-        rows = {(r.method, _key(r)): r for r in _whole(results)}
+        figures = {(p.method, _key_of(p, sites)): p for p in benchmark.published if p.variant == variant}
+        mine = rows[variant]
         data = NONE if results is None else GENERATED if results.data == "generated" else REAL
-        for key in _keys([k for _, k in figures], results):
-            pattern, output, metric = key
-            words = (variant or "main", given(pattern), output or "all", NAMES.get(metric, metric))
+        for key in _keys([k for _, k in figures], [k for _, k in mine], main_metrics(results, 1) if results else []):
+            site, pattern, output, metric = key
+            words = (variant or "main", site or "all", given(pattern), output or "all", NAMES.get(metric, metric))
             what = [word for word, (shown, _) in zip(words, optional, strict=True) if shown]
             theirs = [_theirs(figures.get((method, key))) for method in others]
-            n = next((count(rows[m, key].n) for m in ours if (m, key) in rows), "-")
-            lines.append((*what, *theirs, data, n, *(_ours(rows, m, key, benchmark) for m in ours)))
+            n = next((count(mine[m, key].n) for m in ours if (m, key) in mine), "-")
+            lines.append((*what, *theirs, data, n, *(_ours(mine, m, key, benchmark) for m in ours)))
     head = (*(name for shown, name in optional if shown), *others, "ours on", "n", *ours)
     return PaperTable(benchmark.name, benchmark.title, head, tuple(lines), _notes(benchmark, found))
 
 
-def _key(figure: Published | Row) -> Key:
-    return figure.pattern, figure.output, figure.metric
+def _key_of(figure: Published, sites: Mapping[int, str]) -> Key:
+    """Returns the line of a figure of others; one of as many rows as a site that is told apart stands on its line alone."""
+    return Key(sites.get(figure.n) if figure.n else None, figure.pattern, figure.output, figure.metric)
 
 
-def _whole(results: Results | None) -> list[Row]:
-    """Returns our rows over all sites and folds."""
-    return [] if results is None else [r for r in results.rows if r.site is None and r.fold is None and r.published is None]
+def _rows(results: Results | None, benchmark: Benchmark) -> dict[tuple[str, Key], Row]:
+    """Returns our rows over all folds, of all sites together and of those that are told apart."""
+    shown = (None, *benchmark.apart)
+    mine = [r for r in results.rows if r.site in shown and r.fold is None and r.published is None] if results else []
+    return {(r.method, Key(r.site, r.pattern, r.output, r.metric)): r for r in mine}
 
 
-def _keys(published: Sequence[Key], results: Results | None) -> list[Key]:
+def _keys(published: Iterable[Key], tested: Sequence[Key], main: Sequence[str]) -> list[Key]:
     """Returns the lines: what others report, and our main metric on everything and on every combination that was tested."""
-    keys = list(published)
-    if results is not None:
-        main = main_metrics(results, 1)
-        ours = [k for k in map(_key, _whole(results)) if k[2] in main and k[1] is None]
-        single = len({pattern for pattern, *_ in ours} - {ALL}) == 1  # then it is what each has
-        keys += [k for k in ours if k[0] == ALL or not single]
+    ours = [k for k in tested if k.metric in main and k.output is None]
+    single = len({k.pattern for k in ours} - {ALL}) == 1  # then it is what each has
+    keys = [*published, *(k for k in ours if k.pattern == ALL or not single)]
     order = {pattern: at for at, pattern in enumerate([ALL, MEAN_OF_PATTERNS])}
-    return sorted(dict.fromkeys(keys), key=lambda k: (order.get(k[0], len(order)), k[0].count("+"), k[0]))
+    return sorted(
+        dict.fromkeys(keys), key=lambda k: (k.site or "", order.get(k.pattern, len(order)), k.pattern.count("+"), k.pattern)
+    )
 
 
 def _theirs(figure: Published | None) -> str:
@@ -172,10 +192,10 @@ def _ours(rows: Mapping[tuple[str, Key], Row], method: str, key: Key, benchmark:
     if (method, key) in rows:
         row = rows[method, key]
         return spread(row.mean, row.sd)
-    pattern, *rest = key
-    if pattern != MEAN_OF_PATTERNS:
+    if key.pattern != MEAN_OF_PATTERNS:
         return "-"
-    found = [r.mean for (m, k), r in rows.items() if m == method and list(k[1:]) == rest and k[0] != ALL and r.mean is not None]
+    parts = [r for (m, k), r in rows.items() if m == method and k._replace(pattern=key.pattern) == key and k.pattern != ALL]
+    found = [r.mean for r in parts if r.mean is not None]
     every = 2 ** len(benchmark.modalities) - 1
     return spread(sum(found) / every, None) if len(found) == every else "-"
 

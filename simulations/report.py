@@ -17,9 +17,9 @@ from common.arrays import write_atomically, write_json
 from common.errors import ConsiliumError
 from common.evaluation.results import FILE_NAME, Comparison, Results, Row, load_results
 from simulations.ablations import MAIN
-from simulations.benchmarks.base import CUSTOM
+from simulations.benchmarks.base import CUSTOM, benchmarks
 from simulations.findings import Effect, Finding, findings, is_ablation, rivals
-from simulations.scores import ALL
+from simulations.scores import ALL, published_rows
 from simulations.tables import (
     NAMES,
     bounds_of,
@@ -104,9 +104,18 @@ def write(docs: Path) -> Path:
 
 def render(docs: Path) -> str:
     """Returns the text of ``results.md``: benchmarks on real patients first, each with its ablation behind it."""
-    kept = [load_results(file) for file in sorted((docs / "results").glob("*.json"))]
+    kept = [_as_told_now(load_results(file)) for file in sorted((docs / "results").glob("*.json"))]
     order = sorted(kept, key=lambda r: (r.data == "generated", r.benchmark, _variant(r), is_ablation(r), _some_factors(r)))
     return "\n".join([HEAD, *map(_section, order)] if order else [HEAD, "No run is kept yet.\n"])
+
+
+def _as_told_now(results: Results) -> Results:
+    """Returns results with the figures of others as their benchmark tells them now: a source may be corrected after a run."""
+    benchmark = benchmarks().get(results.benchmark)
+    if benchmark is None or is_ablation(results):
+        return results
+    ours = [r for r in results.rows if r.published is None]
+    return results.model_copy(update={"rows": [*ours, *published_rows(benchmark, _variant(results) or None)]})
 
 
 def _shown(results: Results) -> Results:
@@ -136,7 +145,7 @@ def _ending(results: Results) -> str:
 
 def _some_factors(results: Results) -> str:
     """Returns the factors of an ablation that was asked for some only; empty for others."""
-    factors = dict.fromkeys(told["factor"] for told in results.environment["ablations"])
+    factors = dict.fromkeys(told["factor"] for told in results.environment.get("ablations", ()))
     return ", ".join(factors) if "--only" in shlex.split(results.environment["command"]) else ""
 
 

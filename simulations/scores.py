@@ -76,7 +76,7 @@ def build_results(
         n=_counts(prepared[: len(folds)]),
         exclusions=dict(prepared[0]["exclusions"]),
         seeds=list(seeds),
-        rows=[*builder.rows(), *_published(benchmark, variant)],
+        rows=[*builder.rows(), *published_rows(benchmark, variant)],
         comparisons=builder.comparisons() + (builder.by_pattern() if every_pattern else []),
         weights=[
             Weight.model_validate({**w, "method": c.method, "seed": c.seed, "fold": c.fold}) for c in cells for w in c.weights
@@ -293,7 +293,7 @@ def _where(tables: Sequence[_Table], key: str, value: object) -> list[_Table]:
     return [t for t in taken if len(t.keys)]
 
 
-def _published(benchmark: Benchmark, variant: str | None) -> list[Row]:
+def published_rows(benchmark: Benchmark, variant: str | None) -> list[Row]:
     """Returns the figures of others as rows."""
     return [
         Row(

@@ -23,6 +23,9 @@ CUSTOM = "custom"
 MEAN_OF_PATTERNS = "mean of all patterns"
 """Pattern of a published figure that is the plain mean over every combination of modalities."""
 
+METHODS = ("student", "teachers", "student-uniform", "student-no-kd", "fedavg", "local", "central", "central-full")
+"""Methods that most benchmarks compare, in the order of their tables."""
+
 Mark = Literal["published", "second-hand", "not found", "measured", "inferred"]
 
 
@@ -91,7 +94,7 @@ class Published:
         source: Where it stands.
         pattern: Modality pattern that it was tested on, or ``MEAN_OF_PATTERNS``.
         output: Output of the task; None is all of them.
-        n: Test rows; None if not told.
+        n: Test rows; None if not told. A figure of as many rows as a site of ``Benchmark.apart`` stands beside ours on that site.
         variant: Protocol of the benchmark that it belongs to.
     """
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from simulations.ablations import PLAIN_SERIES, STANDARD, references, teachers
-from simulations.benchmarks.base import Benchmark, Published, Split
-from simulations.benchmarks.eicu_mortality import METHODS
+from simulations.benchmarks.base import METHODS, Benchmark, Published, Split
 from simulations.datasets import cinc2012
 from simulations.datasets.files import data_folder
 

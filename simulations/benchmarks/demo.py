@@ -12,8 +12,7 @@ from typing import Any
 from common.config import load_config
 from common.data.manifest import REFERENCE_FOLDER
 from simulations.ablations import STANDARD, references, teachers
-from simulations.benchmarks.base import Benchmark, Split
-from simulations.benchmarks.eicu_mortality import METHODS
+from simulations.benchmarks.base import METHODS, Benchmark, Split
 from simulations.consortium import DEMO, RECORD, write_demo
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from simulations.ablations import STANDARD, references, teachers
 from simulations.benchmarks import eicu_mortality
-from simulations.benchmarks.base import Benchmark, Split
+from simulations.benchmarks.base import METHODS, Benchmark, Split
 
 CENTRAL = ("distill.epochs=1",)
 TUNED = {
@@ -33,7 +33,7 @@ BENCHMARK = Benchmark(
     task_type="regression",
     modalities=eicu_mortality.BENCHMARK.modalities,
     prepare=prepare,
-    methods=(*eicu_mortality.METHODS, "ridge", "median"),
+    methods=(*METHODS, "ridge", "median"),
     folds=5,
     variants=(None, "hospital-sites"),
     overrides=TUNED,

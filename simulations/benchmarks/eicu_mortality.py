@@ -8,10 +8,9 @@ from typing import Any, Literal
 
 from common.errors import ConsiliumError
 from simulations.ablations import JOINT, PLAIN_SERIES, POOLED, STANDARD, references, teachers
-from simulations.benchmarks.base import Benchmark, Published, Split
+from simulations.benchmarks.base import METHODS, Benchmark, Published, Split
 from simulations.datasets import eicu
 
-METHODS = ("student", "teachers", "student-uniform", "student-no-kd", "fedavg", "local", "central", "central-full")
 LATE_FUSION = "late fusion of three logistic regressions"
 APACHE = "APACHE IVa, the score in clinical use"
 CENTRAL = ("model.dropout=0.1", "distill.epochs=5")

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from simulations.ablations import POOLED, STANDARD, references, teachers
-from simulations.benchmarks.base import Benchmark, Split
-from simulations.benchmarks.eicu_mortality import METHODS
+from simulations.benchmarks.base import METHODS, Benchmark, Split
 from simulations.benchmarks.mind import COMPARABLE, NOT_FOUND, find, write_split
 from simulations.datasets.mind import cremad, twins
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from simulations.ablations import PLAIN_SERIES, POOLED, STANDARD, references, teachers
-from simulations.benchmarks.base import Benchmark, Published, Split
-from simulations.benchmarks.eicu_mortality import METHODS
+from simulations.benchmarks.base import METHODS, Benchmark, Published, Split
 from simulations.datasets.mimic import sites
 
 PARTIAL = "partial"

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from simulations.benchmarks import mind_mortality
-from simulations.benchmarks.base import Benchmark, Published, Split
-from simulations.benchmarks.eicu_mortality import METHODS
+from simulations.benchmarks.base import METHODS, Benchmark, Published, Split
 from simulations.benchmarks.mind_mortality import NOT_READABLE, PARTIAL
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from simulations.ablations import JOINT, STANDARD, Ablation, references, teachers
 from simulations.benchmarks import mind_mortality
-from simulations.benchmarks.base import Benchmark, Published, Split
-from simulations.benchmarks.eicu_mortality import METHODS
+from simulations.benchmarks.base import METHODS, Benchmark, Published, Split
 from simulations.benchmarks.mind_mortality import PARTIAL
 
 ABSTRACT = "Wang et al., CMPB 2025, abstract; cohort and prevalence not readable"
+UNRELIABLE = "a file on GitHub that is unreliable: it gives TriMF's other figure to another method too; JBI 2025 was not readable"
 
 
 def prepare(folder: Path, split: Split) -> dict[str, Any]:
@@ -37,7 +37,7 @@ BENCHMARK = Benchmark(
     published=(
         Published("pooled bottleneck + KD + gradient modulation", "auroc", 0.886, "published", ABSTRACT),
         Published("pooled bottleneck + KD + gradient modulation", "auprc", 0.459, "published", ABSTRACT),
-        Published("TriMF (radiology report instead of history)", "auroc", 0.816, "second-hand", "JBI 2025, cohort not readable"),
+        Published("TriMF (radiology report instead of history)", "auroc", 0.816, "second-hand", UNRELIABLE),
     ),
     comparable=(
         "For orientation only: the paper's cohort, prevalence and split could not be read, and its AUPRC means nothing without "

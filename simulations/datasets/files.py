@@ -13,9 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import yaml
 from filelock import FileLock
+from numpy.typing import NDArray
 
 from common.data.manifest import FILE_NAME
 from common.errors import ConsiliumError
@@ -134,6 +136,31 @@ def verified(root: Path, names: Iterable[str], how_to_get: str) -> str:
             raise ConsiliumError(f"{file} differs from its checksum in {listing}. Download the file again. {how_to_get}")
         whole.update(f"{digest}  {name}\n".encode())
     return whole.hexdigest()
+
+
+def refuse(bad: pd.Series[bool] | NDArray[np.bool_], file: Path, fault: str, remedy: str, *, first: int = 1) -> None:
+    """Refuses rows that have a fault.
+
+    Args:
+        bad: Which rows; a series names them by its index, an array by their places, both from 0.
+        file: The file, one row per line.
+        fault: What is wrong with them.
+        remedy: What to do.
+        first: Line of row 0; 2 below a header.
+
+    Raises:
+        ConsiliumError: With the line of the first of them, and how many there are.
+    """
+    rows = bad.index[bad.to_numpy(bool)] if isinstance(bad, pd.Series) else np.flatnonzero(bad)
+    if len(rows):
+        more = f" ({len(rows):,} rows)" if len(rows) > 1 else ""
+        raise ConsiliumError(f"{file}, line {int(np.min(rows)) + first}: {fault}{more}. {remedy}")
+
+
+def differs(what: str, found: Iterable[int], reported: Iterable[int], where: str) -> str:
+    """Returns a sentence where counts are not the reported ones; else nothing."""
+    ours, theirs = (" / ".join(f"{n:,}" for n in each) for each in (found, reported))
+    return "" if ours == theirs else f"{what}: {ours}; {where} has {theirs}."
 
 
 def with_split(checksum: str, placed: pd.DataFrame) -> str:

@@ -118,6 +118,33 @@ def test_the_latest_value_counts_in_its_unit(home: Path, copy: Path) -> None:
     assert (rows.loc[apoe.index, "APOE4"] == apoe.str.count("4")).all()
 
 
+def with_later(name: str, **said: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    """Returns what adds one more, later record of a subject."""
+    said = {"update_stamp": "2030-01-01 00:00:00.0"} | said
+    return lambda frame: pd.concat([frame, frame[frame["PTID"] == name].head(1).assign(**said)], ignore_index=True)
+
+
+def test_a_value_counts_in_the_unit_of_its_own_record_and_the_last_known_one_stays(copy: Path) -> None:
+    before = sites.load(copy).rows.set_index("patient")
+    names = {n: before.index[before[n].notna()] for n in ("VSWEIGHT", "VSPULSE", "PTMARRY", "MH14ALCH", "APOE4", "ABETA42")}
+    vitals = pd.read_csv(next((copy / "clinical").glob("VITALS*")))
+    pounds = set(vitals.loc[(vitals["update_stamp"] > "2006") & (vitals["VSWTUNIT"] == 1), "PTID"])
+    first, second = [p for p in names["VSWEIGHT"] if p in pounds][:2]
+    rewrite(copy, "clinical/VITALS*", with_later(first, VSWEIGHT="82.0", VSWTUNIT="", VSPULSE="-4"))
+    rewrite(copy, "clinical/VITALS*", with_later(second, VSWEIGHT="-1", VSWTUNIT="2", VSHEIGHT="-4", VSTEMP="-4"))
+    rewrite(copy, "clinical/PTDEMOG*", with_later(names["PTMARRY"][0], PTMARRY="5", PTEDUCAT="-4"))
+    rewrite(copy, "clinical/MEDHIST*", with_later(names["MH14ALCH"][0], MH14ALCH="-1"))
+    rewrite(copy, "biospecimen/APOERES*", with_later(names["APOE4"][0], GENOTYPE="-4"))
+    rid = small_twin()[1].subjects.set_index("PTID")["RID"][names["ABETA42"][0]]
+    rewrite(copy, "biospecimen/UP*", lambda f: with_later("x", ABETA42="-4")(f.assign(PTID=f["RID"].map({str(rid): "x"}))))
+    rewrite(copy, "biospecimen/UP*", lambda f: f.drop(columns="PTID"))
+    sites.load.cache_clear()
+    pd.testing.assert_frame_equal(sites.load(copy).rows.set_index("patient"), before)
+    rewrite(copy, "clinical/VITALS*", with_later(first, VSWEIGHT="82.0", VSWTUNIT="2", update_stamp="2031-01-01 00:00:00.0"))
+    sites.load.cache_clear()
+    assert sites.load(copy).rows.set_index("patient").loc[first, "VSWEIGHT"] == 82.0
+
+
 def test_what_tells_the_diagnosis_is_not_read(home: Path) -> None:
     rows = sites.load(home / tables.FOLDER).rows
     assert not [c for c in rows if c.startswith(("PTCOGBEG", "PTADDX", "PTADBEG", "CM"))]
@@ -148,22 +175,41 @@ def test_components_find_the_genes_and_see_no_test_subject(home: Path, copy: Pat
     assert not np.allclose(once[~mine], spoiled[~mine])
 
 
+def write_genotypes(root: Path, packed: bytes, subjects: int, variants: int) -> list[str]:
+    """Writes the three files; returns the names of the subjects."""
+    (root / "genomic" / "liftovered").mkdir(parents=True)
+    (root / BED).write_bytes(bytes([0x6C, 0x1B, 0x01]) + packed)
+    (root / f"{genotypes.FILE}.fam").write_text("".join(f"{k} s{k} 0 0 0 -9\n" for k in range(subjects)))
+    (root / f"{genotypes.FILE}.bim").write_text("".join(f"1\trs{k}\t0\t{k}\tA\tG\n" for k in range(variants)))
+    return [f"s{k}" for k in range(subjects)]
+
+
 def test_genotypes_are_read_bit_by_bit(tmp_path: Path) -> None:
-    (tmp_path / "genomic" / "liftovered").mkdir(parents=True)
-    # Five subjects, three variants: copies of the first allele 0 1 2 ? 0, then all alike, then 2 0 0 0 2.
-    (tmp_path / BED).write_bytes(bytes([0x6C, 0x1B, 0x01, 0b01_00_10_11, 0b11, 0b11_11_11_11, 0b11, 0b11_11_11_00, 0b00]))
-    (tmp_path / f"{genotypes.FILE}.fam").write_text("".join(f"{k} s{k} 0 0 0 -9\n" for k in range(5)))
-    (tmp_path / f"{genotypes.FILE}.bim").write_text("".join(f"1\trs{k}\t0\t{k}\tA\tG\n" for k in range(3)))
-    everybody, counts = {f"s{k}" for k in range(5)}, {}
-    found = genotypes.read_components(tmp_path, everybody, everybody, counts)
-    z = np.array([[0, 1, 2, np.nan, 0], [2, 0, 0, 0, 2]])
+    # Four subjects, three variants: copies of the first allele 0 1 2 ?, then all alike, then 2 0 0 0; and again, for the test.
+    names = write_genotypes(tmp_path, bytes([0b01_00_10_11] * 2 + [0b11_11_11_11] * 2 + [0b11_11_11_00] * 2), 8, 3)
+    counts: dict[str, int] = {}
+    found = genotypes.read_components(tmp_path, set(names[:4]), set(names), counts)
+    z = np.array([[0, 1, 2, np.nan], [2, 0, 0, 0]])
     z = np.nan_to_num((z - np.nanmean(z, 1, keepdims=True)) / np.nanstd(z, 1, keepdims=True)).T
-    scores = found.dropna(axis=1).to_numpy()
+    scores = found.loc[names[4:]].dropna(axis=1).to_numpy()
     assert scores @ scores.T == pytest.approx(z @ z.T / 2, abs=1e-6)
     assert counts == {
         "subjects of ADNI_final.fam without one diagnosis, or there twice": 0,
         "variants that do not vary among training subjects": 1,
     }
+
+
+def test_training_and_test_scores_have_one_scale(tmp_path: Path, home: Path) -> None:
+    subjects, variants = 240, 4000
+    packed = np.random.default_rng(1).integers(0, 256, variants * subjects // 4, dtype=np.uint8)  # nothing is to be learned
+    names = write_genotypes(tmp_path, packed.tobytes(), subjects, variants)
+    found = genotypes.read_components(tmp_path, set(names[:160]), set(names), {})
+    spread = found[:160].std() / found[160:].std()
+    assert spread.between(0.7, 1.4).all() and abs(np.log(spread).mean()) < 0.1
+    rows = sites.load(home / tables.FOLDER).rows
+    trains = rows["split"] == "train"
+    spread = rows.loc[trains, [*genotypes.FEATURES]].std() / rows.loc[~trains, [*genotypes.FEATURES]].std()
+    assert spread.between(0.6, 1.6).all()
 
 
 def test_phases_are_sites_that_every_hospital_could_open(home: Path, tmp_path: Path) -> None:
@@ -287,6 +333,17 @@ def test_without_the_data_a_twin_takes_their_place_and_says_so(tmp_path: Path, m
     said = metakd_adni.prepare(tmp_path / "sites" / "0-0", Split(0, 0))
     assert said["data"] == "generated" and asked == [twin.FINAL_SEED] != [SEED]
     assert said["warnings"][0].startswith("These patients are generated: CONSILIUM_DATA has no folder 'adni'.")
+
+
+def test_the_folder_that_is_asked_for_is_the_one_that_is_read(home: Path) -> None:
+    there = [p.relative_to(home) for p in (home / tables.FOLDER).rglob("*.*") if p.name != "GENERATED.json"]
+    asked = {"adni/diagnosis/DXSUM", "adni/clinical/", "adni/biospecimen/", "adni/image/UCSFFSX7_", "adni/genomic/liftovered/"}
+    assert all(place in tables.HOW_TO_GET for place in asked)
+    assert all(str(file).startswith(tuple(asked)) for file in there)
+
+
+def test_the_benchmark_says_that_its_images_are_not_those_of_the_published_figures() -> None:
+    assert "MUSE/RAVENS" in metakd_adni.BENCHMARK.comparable and "FreeSurfer" in metakd_adni.BENCHMARK.comparable
 
 
 def test_the_benchmark_runs_on_its_twin_and_its_table_says_generated(

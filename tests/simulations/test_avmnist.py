@@ -154,3 +154,11 @@ def test_damaged_files_are_named_with_their_home(official: Path, what: str, mess
         load(official)
     assert "free-spoken-digit-dataset" in str(caught.value)
     shutil.rmtree(official)
+
+
+def test_a_published_figure_is_a_share_of_the_images_that_it_is_said_to_be_of() -> None:
+    for figure in BENCHMARK.published:
+        assert figure.n in (450, 10_000)
+        if figure.value is not None:
+            assert f"{figure.n:,} images" in figure.source
+            assert abs(round(figure.value * figure.n) / figure.n - figure.value) < 1e-4, f"{figure.method}: {figure.value}"

@@ -201,7 +201,7 @@ def test_real_patients_are_counted_against_medfuse(copy: Path) -> None:
     stays = sites.load(copy, "mortality")
     assert stays.data == "real"
     assert [w.split(" (")[0] for w in stays.warnings] == ["Stays listed", "Stays with an X-ray"]
-    assert "MedFuse reports 18,845 / 2,138 / 5,243" in stays.warnings[0] and "4,485 / 488 / 1,242" in stays.warnings[1]
+    assert "has 18,845 / 2,138 / 5,243" in stays.warnings[0] and "4,485 / 488 / 1,242" in stays.warnings[1]
 
 
 def test_the_first_version_of_mimic_iv_has_its_core(copy: Path) -> None:

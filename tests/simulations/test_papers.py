@@ -32,6 +32,7 @@ BENCHMARK = replace(
     fakes.BENCHMARK,
     name="metakd-fake",
     data="real",
+    methods=("student", "central", "local"),
     variants=(None, "hard"),
     metrics=("accuracy", "auroc"),
     published=PUBLISHED,
@@ -53,7 +54,7 @@ def results(data: str = "real", variant: str | None = None, shift: float = 0.0, 
     rows.append(row("MetaKD", "all", 0.99, variant) | {"published": "second-hand: an older figure"})
     environment = {"title": "t", "data_version": "invented", "command": "bench it", "git_commit": "c0ffee" * 7, "debug": False}
     head = {"schema_version": 1, "benchmark": "metakd-fake", "data": data, "data_checksum": "ab", "n": {}, "exclusions": {}}
-    return head | {"seeds": [0], "rows": rows, "comparisons": [], "weights": [], "environment": environment | about}
+    return head | {"seeds": [0, 1], "rows": rows, "comparisons": [], "weights": [], "environment": environment | about}
 
 
 def row(method: str, pattern: str, mean: float, variant: str | None, **other: Any) -> dict[str, Any]:
@@ -127,6 +128,28 @@ def test_a_variant_of_which_nothing_is_published_is_told_apart_too(docs: Path, m
     ]
 
 
+def test_a_figure_on_a_site_that_is_told_apart_stands_beside_ours_on_that_site_alone(
+    docs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = [Published("ShaSpec", "accuracy", 0.95, "published", "its Table 3", n=45, variant=v) for v in (None, "hard")]
+    wide = Published("image network", "accuracy", 0.92, "published", "its Table 3", n=240)
+    apart = replace(BENCHMARK, apart=("north",), published=(*few, wide, replace(wide, method="untold", n=None)))
+    monkeypatch.setattr(papers, "benchmarks", lambda: {apart.name: apart})
+    assert "tested on" not in papers.tables_of("metakd", papers.newest(docs))[0].head, "nothing was measured there yet"
+    said = results()
+    said["rows"] = [r | ({"n": 45} if r["site"] == "north" else {}) for r in said["rows"]]
+    said["rows"].append(row("student", "all", 0.3, None, site="south"))
+    keep(docs, "metakd-fake", said)
+    (table,) = papers.tables_of("metakd", papers.newest(docs))
+    found = {(line["variant"], line["tested on"]): line for line in lines(table) if line["given"] == "what each has"}
+    assert set(found) == {("main", "all"), ("main", "north"), ("hard", "north")}
+    whole, north, hard = found["main", "all"], found["main", "north"], found["hard", "north"]
+    assert (whole["n"], whole["student"], whole["ShaSpec"]) == ("240", "0.500", "-")
+    assert whole["image network"] == whole["untold"] == "0.920 (stated)"
+    assert (north["n"], north["student"], north["ShaSpec"], north["image network"]) == ("45", "0.100", "0.950 (stated)", "-")
+    assert (hard["ours on"], hard["student"], hard["ShaSpec"]) == ("not run", "-", "0.950 (stated)")
+
+
 def test_a_mean_over_combinations_needs_all_of_them(docs: Path) -> None:
     said = results()
     said["rows"] = [r for r in said["rows"] if r["pattern"] != "labs+notes"]
@@ -163,6 +186,11 @@ def test_the_newest_finished_run_goes_before_what_is_kept_and_debug_runs_never_c
     run(docs, "20260105-000000", results(variant="hard"))
     run(docs, "20260106-000000", results(shift=0.3, ablations=[{"name": "x"}]))
     assert student() == "0.700"
+    of_one_method, of_one_seed = results(shift=0.3), results(shift=0.3)
+    of_one_method["rows"] = [r for r in of_one_method["rows"] if r["method"] != "local"]
+    run(docs, "20260107-000000", of_one_method)
+    run(docs, "20260108-000000", of_one_seed | {"seeds": [0]})
+    assert student() == "0.700", "runs that asked for less than the benchmark"
     assert "| 0.500 |" in papers.render(docs) and "| 0.700 |" not in papers.render(docs), "the document is of what is kept"
 
 
@@ -209,3 +237,24 @@ def test_every_benchmark_of_a_paper_says_how_comparable_it_is() -> None:
     begins = tuple(start for _, starts in papers.PAPERS.values() for start in starts)
     silent = [b.name for b in benchmarks().values() if b.name.startswith(begins) and not b.comparable]
     assert not silent, f"give them Benchmark.comparable: {silent}"
+
+
+def test_a_source_states_the_figures_of_its_own_method_alone() -> None:
+    begins = tuple(start for _, starts in papers.PAPERS.values() for start in starts)
+    stated: dict[str, set[str]] = {}
+    for benchmark in benchmarks().values():
+        for figure in benchmark.published if benchmark.name.startswith(begins) else ():
+            if figure.mark == "published":
+                stated.setdefault(figure.source, set()).add(figure.method)
+    several = {source: methods for source, methods in stated.items() if len(methods) > 1}
+    assert not several, f"what one paper tells of another's method is second-hand: {several}"
+
+
+def test_an_inferred_figure_stands_beside_what_it_was_inferred_from() -> None:
+    figures = benchmarks()["metakd-brats2018"].published
+    mean = {(p.method, p.output): p for p in figures if p.pattern == MEAN_OF_PATTERNS}
+    for output, gain in (("et", 0.0351), ("tc", 0.0219), ("wt", 0.0114)):
+        found, base = mean["MetaKD", output], mean["ShaSpec with post-processing", output]
+        assert found.mark == "inferred" and found.value and base.value
+        assert found.value - base.value == pytest.approx(gain, abs=1e-9)
+        assert "ShaSpec's mean with post-processing" in found.source and "LCKD" in found.source

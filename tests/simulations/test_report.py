@@ -14,6 +14,7 @@ from common.arrays import write_json
 from common.errors import ConsiliumError
 from common.evaluation.results import Results, load_results
 from simulations import cli, report
+from simulations.benchmarks.base import Published
 from tests.simulations import fakes
 from tests.simulations.test_results import all_cells, build
 
@@ -116,6 +117,18 @@ def test_every_line_of_the_table_of_methods_is_a_result(tmp_path: Path, methods:
         "`bench it`",
     ):
         assert words in text
+
+
+def test_a_source_that_is_corrected_after_a_run_is_told_as_it_is_now(
+    tmp_path: Path, methods: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docs = kept(tmp_path, methods)
+    assert "published: a paper, table 2" in report.render(docs)
+    mended = replace(fakes.BENCHMARK, published=(Published("bedside score", "auroc", 0.81, "second-hand", "a review", n=7),))
+    monkeypatch.setattr(report, "benchmarks", lambda: {mended.name: mended})
+    text = report.render(docs)
+    assert "| bedside score | all | 7 | 0.810 |" in text and "second-hand: a review" in text
+    assert "a paper, table 2" not in text and "another method" not in text
 
 
 def test_an_ablation_says_plainly_what_helps_what_hurts_and_what_does_not_help(tmp_path: Path, ablation: Results) -> None:

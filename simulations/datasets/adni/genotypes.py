@@ -3,7 +3,9 @@
 ``genomic/liftovered/ADNI_final.{bed,bim,fam}`` is what the notebook's ``plink --extract`` writes, and what its
 ``genomic_merged.h5ad`` repeats. Flex-MoE feeds every variant into one linear layer. A table of some hundred thousand columns is
 too large for a federation's small teachers, so that here, which is **ours**, the modality is the first ``COMPONENTS`` principal
-components, fitted on training subjects alone; others are projected onto them.
+components, fitted on training subjects alone; others are projected onto them. A training subject is
+projected onto components of other training subjects: on those that it helped to fit it lies too far out, the farther the more
+variants there are.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
 
 from common.errors import ConsiliumError
 from simulations.datasets.adni.tables import HOW_TO_GET
@@ -24,6 +27,7 @@ FEATURES = tuple(f"pc{k}" for k in range(1, COMPONENTS + 1))
 MAGIC = bytes([0x6C, 0x1B, 0x01])  # a bed file, one variant after the other
 ALLELES = np.array([2, np.nan, 1, 0], dtype=np.float32)  # two bits: two of the first allele, not known, one, none
 CHUNK = 4096  # variants that are decoded at once
+FOLDS = 10  # of training subjects; those of one are projected onto the components of the others
 Float = NDArray[np.float64]
 
 
@@ -96,11 +100,30 @@ def _likeness(packed: NDArray[np.uint8], rows: NDArray[np.int64], train: NDArray
 
 
 def _components(alike: Float, train: NDArray[np.bool_]) -> Float:
-    """Returns the scores of all subjects, [N, COMPONENTS], on the main axes of training subjects; signs are fixed."""
-    values, axes = np.linalg.eigh(alike[np.ix_(train, train)])
+    """Returns the scores of all subjects, [N, COMPONENTS], on the main axes of training subjects.
+
+    A training subject is scored on the axes of the other folds' subjects. They may have another order and other signs than those
+    of all; each takes the place of the one that it is most like. (Turning them onto those of all would fit the subject again.)
+    """
+    fitted = np.flatnonzero(train)
+    axes = _axes(alike[np.ix_(fitted, fitted)])
+    scores = np.full((len(alike), COMPONENTS), np.nan)
+    scores[:, : axes.shape[1]] = alike[:, fitted] @ axes
+    for fold in range(min(FOLDS, len(fitted))):
+        held = np.arange(len(fitted)) % FOLDS == fold
+        mine, rest = fitted[held], fitted[~held]
+        theirs = _axes(alike[np.ix_(rest, rest)])
+        common = theirs.T @ alike[np.ix_(rest, fitted)] @ axes  # cosines of two axes
+        one, other = linear_sum_assignment(np.abs(common), maximize=True)
+        scores[mine, : axes.shape[1]] = 0
+        scores[np.ix_(mine, other)] = alike[np.ix_(mine, rest)] @ theirs[:, one] * np.sign(common[one, other])
+    return scores
+
+
+def _axes(alike: Float) -> Float:
+    """Returns the main axes of subjects, [N, C]: scores are likenesses to these subjects times this; signs are fixed."""
+    values, axes = np.linalg.eigh(alike)
     values, axes = values[::-1][:COMPONENTS], axes[:, ::-1][:, :COMPONENTS]
     real = values > 1e-9 * values[0]
-    axes = axes[:, real] * np.sign(axes[np.abs(axes).argmax(0), np.arange(len(values))])[real]
-    scores = np.full((len(alike), COMPONENTS), np.nan)
-    scores[:, : real.sum()] = alike[:, train] @ axes / np.sqrt(values[real])
-    return scores
+    signs = np.sign(axes[np.abs(axes).argmax(0), np.arange(len(values))])
+    return np.asarray(axes[:, real] * signs[real] / np.sqrt(values[real]))

@@ -2,7 +2,10 @@
 
 The layout was read in Flex-MoE's public repository (UNITES-Lab/flex-moe, ``data/adni/README.md`` and its scripts): tables as LONI
 gives them, with the day of the download in their names, in ``diagnosis``, ``clinical``, ``biospecimen`` and ``image``; there too:
-a subject counts if every visit has a diagnosis and all are the same, of several records of a subject the latest one counts.
+a subject counts if every visit has a diagnosis and all are the same, of several records of a subject the latest one counts
+(here the latest in which a value is known).
+**Imaging is not that of the published figures**: their protocol read maps of grey matter (MUSE/RAVENS, 91x109x91) with a 3-D
+convolutional network. The table of FreeSurfer 7 that is read here came into Flex-MoE's code in June 2025 only.
 
 Otherwise than there: values stay in their units, an empty cell stays empty (there: min-max over all subjects, tests included, and
 filled); read are the columns below, not every column that merging leaves (identifiers of visits, days, comments). **Left out,
@@ -16,20 +19,20 @@ import functools
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from common.errors import ConsiliumError
-from simulations.datasets.files import UNREADABLE
+from simulations.datasets.files import UNREADABLE, refuse
 
 FOLDER = "adni"
 HOW_TO_GET = (
-    f"A folder '{FOLDER}' below CONSILIUM_DATA holds or is Flex-MoE's data/adni (https://github.com/UNITES-Lab/flex-moe): "
-    "diagnosis/DXSUM*.csv, clinical/ (MEDHIST, NEUROEXM, PTDEMOG, VITALS), biospecimen/ (APOERES, UPENNBIOMK_ROCHE_ELECSYS), "
-    "image/UCSFFSX7_*.csv, and genomic/liftovered/ADNI_final.bed, .bim and .fam as its genomic_preprocess.ipynb makes them; "
-    "PTID_splits.json, if you have it. LONI (https://ida.loni.usc.edu) gives the tables to those whom ADNI admits: ARC Builder, "
-    "Tables. Without the folder a generated twin takes their place."
+    f"A folder '{FOLDER}' below CONSILIUM_DATA is (or links to) Flex-MoE's data/adni (https://github.com/UNITES-Lab/flex-moe): "
+    f"{FOLDER}/diagnosis/DXSUM*.csv, {FOLDER}/clinical/ (MEDHIST, NEUROEXM, PTDEMOG, VITALS), {FOLDER}/biospecimen/ (APOERES, "
+    f"UPENNBIOMK_ROCHE_ELECSYS), {FOLDER}/image/UCSFFSX7_*.csv, {FOLDER}/genomic/liftovered/ADNI_final.bed, .bim and .fam as its "
+    f"genomic_preprocess.ipynb makes them, and {FOLDER}/PTID_splits.json, if you have it. LONI (https://ida.loni.usc.edu) gives "
+    "the tables to those whom ADNI admits: ARC Builder, Tables. Without the folder a generated twin takes their place."
 )
+_refuse = functools.partial(refuse, remedy=f"Get the file again. {HOW_TO_GET}", first=2)
 PHASES = {"ADNI1": "adni1", "ADNIGO": "adnigo", "ADNI2": "adni2", "ADNI3": "adni3", "ADNI4": "adni4"}
 """Phase as DXSUM spells it, in the order of time -> its site."""
 DIAGNOSES = {1.0: "CN", 2.0: "MCI", 3.0: "AD"}
@@ -136,23 +139,26 @@ def read_values(root: Path, subjects: pd.DataFrame, counts: dict[str, int], warn
     Raises:
         ConsiliumError: If a file is missing, cut short or lacks a column of its documentation.
     """
-    latest = functools.partial(_latest, root, subjects=subjects, counts=counts)
+    records = functools.partial(_records, root, subjects=subjects, counts=counts)
     parts: list[pd.DataFrame] = []
     for name, ranges in CLINICAL.items():
         extra = (
             [*CODES] if name == "PTDEMOG" else [*IN_UNITS, *(unit for unit, *_ in IN_UNITS.values())] if name == "VITALS" else []
         )
-        found = latest("clinical", name, [*ranges, *extra])
-        parts.append(pd.DataFrame({c: _numbers(found[c], name, counts, r) for c, r in ranges.items()}))
+        found = records("clinical", name, [*ranges, *extra])
+        values = {c: _numbers(found[c], name, counts, r) for c, r in ranges.items()}
         if name == "PTDEMOG":
-            parts.append(pd.DataFrame({c: _numbers(found[c], name, counts, among=codes) for c, codes in CODES.items()}))
+            values |= {c: _numbers(found[c], name, counts, among=codes) for c, codes in CODES.items()}
         if name == "VITALS":
-            parts.append(pd.DataFrame({c: _in_units(found, c, counts) for c in IN_UNITS}))
-    genotype = latest("biospecimen", "APOERES", ["GENOTYPE"])["GENOTYPE"].str.strip()
+            values |= {c: _in_units(found, c, counts) for c in IN_UNITS}
+        parts.append(_last_known(found, values))
+    apoe = records("biospecimen", "APOERES", ["GENOTYPE"])
+    genotype = apoe["GENOTYPE"].str.strip()
     genotype = genotype.where(genotype.str.fullmatch("[234]/[234]"))
-    parts.append(pd.DataFrame({name: genotype.str.count(allele).astype(float) for name, allele in ALLELES.items()}))
-    fluid = latest("biospecimen", "UPENNBIOMK_ROCHE_ELECSYS", list(FLUID))
-    parts.append(pd.DataFrame({c: _numbers(fluid[c], "UPENNBIOMK_ROCHE_ELECSYS", counts, r) for c, r in FLUID.items()}))
+    parts.append(_last_known(apoe, {name: genotype.str.count(allele).astype(float) for name, allele in ALLELES.items()}))
+    fluid = records("biospecimen", "UPENNBIOMK_ROCHE_ELECSYS", list(FLUID))
+    values = {c: _numbers(fluid[c], "UPENNBIOMK_ROCHE_ELECSYS", counts, r) for c, r in FLUID.items()}
+    parts.append(_last_known(fluid, values))
     parts.append(_regions(root, subjects, counts, warnings))
     every = [feature for features in FEATURES.values() for feature in features]
     return pd.concat([part.reindex(subjects["patient"]) for part in parts], axis=1)[every]
@@ -174,12 +180,23 @@ def _regions(root: Path, subjects: pd.DataFrame, counts: dict[str, int], warning
     )
 
 
-def _latest(
+def _records(
     root: Path, folder: str, name: str, columns: list[str], *, subjects: pd.DataFrame, counts: dict[str, int]
 ) -> pd.DataFrame:
-    """Returns the last value of every column that a subject has, by ``UPDATE_STAMP``; indexed by subject."""
+    """Returns the records of subjects with one diagnosis, as they stand in a table, by ``UPDATE_STAMP``."""
     frame, file = _read(root, folder, name, ["RID", "UPDATE_STAMP", *columns], optional=["PTID"])
-    return _in_time(_of_subjects(frame, file, subjects, counts), file).groupby("PTID")[columns].last()
+    return _in_time(_of_subjects(frame, file, subjects, counts), file)
+
+
+def _last_known(records: pd.DataFrame, values: Mapping[str, pd.Series[float]]) -> pd.DataFrame:
+    """Returns the last value of every column that is known of a subject, indexed by subject.
+
+    Args:
+        records: What :func:`_records` returned.
+        values: Column -> what the records say, in units of the task, empty where not known. Units and codes belong to a record:
+            of raw cells the last value and the last unit may be of two.
+    """
+    return pd.DataFrame(dict(values), index=records.index).groupby(records["PTID"]).last()
 
 
 def _read(
@@ -249,11 +266,3 @@ def _in_units(vitals: pd.DataFrame, column: str, counts: dict[str, int]) -> pd.S
     value = value.mask(value.isin(UNKNOWN))
     metric = value.where(unit == 2, (value * factor + offset).where(unit == 1))
     return _numbers(metric.astype(str).replace("nan", ""), "VITALS", counts, within)
-
-
-def _refuse(bad: pd.Series[bool], file: Path, fault: str) -> None:
-    """Raises ``ConsiliumError`` with the line of the first row that has a fault, and how many have it."""
-    rows = bad.index[bad.to_numpy(bool)]
-    if len(rows):
-        more = f" ({len(rows):,} rows)" if len(rows) > 1 else ""
-        raise ConsiliumError(f"{file}, line {int(np.min(rows)) + 2}: {fault}{more}. Get the file again. {HOW_TO_GET}")

@@ -6,10 +6,10 @@ Messages name files, rows and columns, never a subject or a value: the data use 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
 import pandas as pd
 
 from common.errors import ConsiliumError
@@ -24,6 +24,10 @@ HOW_TO_GET = (
     f"metadata and resized/ or files/; for pb-mortality also '{HOSPITAL}' (hosp/) and '{NOTES}' (note/discharge.csv.gz). "
     "PhysioNet gives them to credentialed users. Without the folder a generated twin takes their place."
 )
+
+
+refuse = partial(files.refuse, remedy="Get the file, or make the extraction, again.", first=2)
+"""``refuse(bad, file, fault)``: see :func:`simulations.datasets.files.refuse`."""
 
 
 def origin(root: Path) -> tuple[Data, str]:
@@ -77,14 +81,6 @@ def read(
 def unreadable(file: Path, error: Exception) -> ConsiliumError:
     """Returns the error for a file that is cut short or no CSV; what the parser says may quote cells and is left out."""
     return ConsiliumError(f"{file} cannot be read ({type(error).__name__}): it is cut short or no CSV file. Get it again.")
-
-
-def refuse(bad: pd.Series[bool], file: Path, fault: str) -> None:
-    """Raises ``ConsiliumError`` with the line of the first row that has a fault, and how many have it."""
-    rows = np.flatnonzero(bad.to_numpy())
-    if len(rows):
-        more = f" ({len(rows):,} rows)" if len(rows) > 1 else ""
-        raise ConsiliumError(f"{file}, line {rows[0] + 2}: {fault}{more}. Get the file, or make the extraction, again.")
 
 
 def times(frame: pd.DataFrame, column: str, file: Path) -> pd.Series[pd.Timestamp]:

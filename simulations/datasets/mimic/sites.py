@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ from sklearn.model_selection import train_test_split
 
 from common.data.manifest import REFERENCE_FOLDER
 from simulations.datasets import files
-from simulations.datasets.files import Data, finish_sites, new_sites, with_split, write_site
+from simulations.datasets.files import Data, differs, finish_sites, new_sites, place_file, with_split, write_site
 from simulations.datasets.mimic import tables
 from simulations.datasets.mimic.cxr import last_images
 from simulations.datasets.mimic.extraction import (
@@ -39,6 +37,7 @@ from simulations.partition import assign_modalities
 Cohort = Literal["mortality", "phenotyping", "admission"]
 REFERENCE_SHARE, FULL_SHARE = 0.1, 1 / 3
 PHENOTYPING_HOURS = 192
+MEDFUSE = "MedFuse, perhaps of another version of MIMIC-IV,"
 PAIRED = {"mortality": (4485, 488, 1242)}
 """Cohort -> stays with an X-ray that MedFuse has since 2 March 2023, for training, validation and test."""
 ROLES = {"train": "train", "val": "train", "test": "test"}
@@ -103,10 +102,10 @@ def load(root: Path, cohort: Cohort) -> MimicStays:
     data, version = origin(root)
     task = PHENOTYPING if cohort == "phenotyping" else MORTALITY
     counts: dict[str, int] = {}
+    warnings: list[str] = []
     stays = read_stays(root, task, counts)
     hours = PHENOTYPING_HOURS if cohort == "phenotyping" else tables.HOURS
     listed = tuple(int((stays["part"] == part).sum()) for part in PARTS)
-    warnings = [_differs("listed", listed, REPORTED[task])] if data == "real" and task in REPORTED else []
     images = last_images(root, stays, None if cohort == "phenotyping" else hours, counts)
     stays["cxr"] = stays["visit"].map(images)
     if cohort == "admission":
@@ -118,7 +117,8 @@ def load(root: Path, cohort: Cohort) -> MimicStays:
     else:
         long = {"series": read_series(root, task, stays, hours, counts)}
     paired = tuple(int((stays["cxr"].notna() & (stays["part"] == part)).sum()) for part in PARTS)
-    warnings += [_differs("with an X-ray", paired, PAIRED[cohort])] if data == "real" and cohort in PAIRED else []
+    counted = {"listed": (listed, REPORTED.get(task)), "with an X-ray": (paired, PAIRED.get(cohort))} if data == "real" else {}
+    warnings += [differs(f"Stays {what} ({' / '.join(PARTS)})", n, told, MEDFUSE) for what, (n, told) in counted.items() if told]
     names = {"death": "y_true"} if task == MORTALITY else {name: name for name in LABELS[task]}
     stays = stays.assign(unit=stays["unit"].map(slug))[["visit", "patient", "unit", "part", *names.values(), *_cells(stays)]]
     told = tuple(w for w in warnings if w)
@@ -133,14 +133,6 @@ def slug(unit: str) -> str:
 
 def _cells(stays: pd.DataFrame) -> list[str]:
     return [name for name in ("cxr", "text") if name in stays]
-
-
-def _differs(what: str, found: tuple[int, ...], reported: tuple[int, ...]) -> str:
-    """Returns a sentence where a count is not MedFuse's; else nothing."""
-    if found == reported:
-        return ""
-    ours, theirs = (" / ".join(f"{n:,}" for n in each) for each in (found, reported))
-    return f"Stays {what} (train / val / test): {ours}; MedFuse reports {theirs}. Another version of MIMIC-IV may be the reason."
 
 
 def _checksum(stays: pd.DataFrame, long: Mapping[str, pd.DataFrame]) -> str:
@@ -236,15 +228,7 @@ def _write(folder: Path, rows: pd.DataFrame, stays: MimicStays, held: tuple[str,
     long = {n: frame[frame["visit"].isin(rows["visit"])] for n, frame in stays.long.items() if n in held}
     write_site(folder, cells, manifest | ({"split": "split"} if trains else {}), {f"{n}.parquet": f for n, f in long.items()})
     for visit, path in zip(rows.loc[images.index, "visit"], images, strict=True):
-        _place(Path(path), folder / f"{visit}.jpg")
-
-
-def _place(image: Path, target: Path) -> None:
-    """Links an image, because there are gigabytes of them; copies it where the file system cannot."""
-    try:
-        os.link(image.resolve(), target)
-    except OSError:
-        shutil.copyfile(image, target)
+        place_file(path, folder / f"{visit}.jpg")
 
 
 def _sources() -> dict[str, dict[str, Any]]:

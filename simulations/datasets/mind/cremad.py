@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 
 from common.errors import ConsiliumError
-from simulations.datasets.files import origin, place_file
-from simulations.datasets.mind.sites import Samples, Stored, differs, digest, refuse, refuse_pointers
+from simulations.datasets.files import differs, origin, place_file, refuse
+from simulations.datasets.mind.sites import Samples, Stored, digest, refuse_pointers
 
 FOLDER = "cremad"
 TITLE = "CREMA-D with OGM-GE's lists"

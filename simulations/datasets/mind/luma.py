@@ -23,16 +23,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from common.errors import ConsiliumError
-from simulations.datasets.files import origin, place_file, verified
-from simulations.datasets.mind.sites import (
-    Samples,
-    Stored,
-    differs,
-    digest,
-    refuse,
-    refuse_pointers,
-    write_png,
-)
+from simulations.datasets.files import differs, origin, place_file, refuse, verified
+from simulations.datasets.mind.sites import Samples, Stored, digest, refuse_pointers, write_png
 
 FOLDER = "luma"
 TITLE = "LUMA without added noise"
@@ -124,7 +116,7 @@ def _samples(root: Path, part: str, tables: dict[str, pd.DataFrame]) -> pd.DataF
         refuse(absent, file, "an index beyond the rows that it counts", f"Files of two versions may be mixed. {HOW_TO_GET}")
         found = rows.loc[chosen]
         fault = "the index leads to a class that is none of the 42"
-        refuse(~found["label"].isin(CLASSES), file, fault, f"Files of two versions may be mixed. {HOW_TO_GET}")
+        refuse(~found["label"].isin(CLASSES).to_numpy(), file, fault, f"Files of two versions may be mixed. {HOW_TO_GET}")
         turn = found.groupby("label").cumcount().to_numpy()
         drawn[modality] = pd.DataFrame({"label": found["label"].to_numpy(), "turn": turn, modality: found["cell"].to_numpy()})
     counts = pd.DataFrame({m: frame["label"].value_counts() for m, frame in drawn.items()}).reindex(CLASSES).fillna(0).astype(int)

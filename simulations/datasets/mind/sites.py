@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,15 +17,12 @@ from sklearn.model_selection import train_test_split
 
 from common.data.manifest import REFERENCE_FOLDER
 from common.errors import ConsiliumError
-from simulations.datasets.files import finish_sites, new_sites, with_split, write_site
+from simulations.datasets.files import Data, finish_sites, new_sites, with_split, write_site
 from simulations.partition import assign_modalities
 
-MARK = "GENERATED.json"
-"""A root that holds this file holds nothing that was recorded."""
 REFERENCE_SHARE, FULL_SHARE = 0.1, 1 / 3
 TEST = "test"
 LFS = b"version https://git-lfs"
-Data = Literal["real", "generated"]
 
 
 @dataclass(frozen=True)
@@ -177,22 +174,6 @@ def write_png(pixels: NDArray[np.uint8], target: Path) -> None:
     target.write_bytes(buffer.getvalue())
 
 
-def refuse(bad: pd.Series[bool] | NDArray[np.bool_], file: Path, fault: str, remedy: str, *, first: int = 1) -> None:
-    """Raises ``ConsiliumError`` with the line of the first row that has a fault, and how many have it.
-
-    Args:
-        bad: Which rows.
-        file: The file, one row per line.
-        fault: What is wrong with them.
-        remedy: What to do.
-        first: Line of the first row.
-    """
-    rows = np.flatnonzero(np.asarray(bad))
-    if len(rows):
-        more = f" ({len(rows):,} rows)" if len(rows) > 1 else ""
-        raise ConsiliumError(f"{file}, line {rows[0] + first}: {fault}{more}. {remedy}")
-
-
 def refuse_pointers(files: Iterable[Path], how_to_get: str) -> None:
     """Refuses recordings that are no more than pointers of Git LFS, or empty.
 
@@ -205,12 +186,6 @@ def refuse_pointers(files: Iterable[Path], how_to_get: str) -> None:
         if head == LFS or not head:
             what = "is a pointer of Git LFS, not the recording: run 'git lfs pull' in its repository" if head else "is empty"
             raise ConsiliumError(f"{file} {what}. {how_to_get}")
-
-
-def differs(what: str, found: Iterable[int], reported: Iterable[int], where: str) -> str:
-    """Returns a sentence where counts are not the reported ones; else nothing."""
-    ours, theirs = (" / ".join(f"{n:,}" for n in each) for each in (found, reported))
-    return "" if ours == theirs else f"{what}: {ours}; {where} has {theirs}."
 
 
 def digest(rows: pd.DataFrame, files: Iterable[Path], checksum: str = "") -> str:
