@@ -161,7 +161,7 @@ class WeightsConfig:
         per_output: Whether omega has one row per output.
         cross_fit_below: Below this many events the meta patients are cross-fitted in five folds.
         guard: Whether what was learned on a labelled reference set is kept only if it beats equal weights there by more than a
-            standard error; else the weights stay equal for the whole run.
+            standard error; else the weights stay equal for the whole run. Does not concern segmentation.
     """
 
     estimator: Literal["lookahead", "metakd", "uniform"] = "lookahead"

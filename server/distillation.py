@@ -110,8 +110,9 @@ def resolved_better(
 ) -> bool:
     """Returns whether one consilium is better than another on the reference patients by more than a standard error.
 
-    The one-standard-error rule (Breiman et al., 1984) on paired task losses of the patients with several modalities: of weights
-    that cannot be told apart, the simpler ones are taken.
+    The one-standard-error rule (Breiman et al., 1984) on paired task losses of the visits with several modalities: of weights
+    that cannot be told apart, the simpler ones are taken. The visits are those that weights, s and b were fitted on; only the
+    teachers have not seen them.
 
     Args:
         teaching: What teachers say who never saw these patients.
