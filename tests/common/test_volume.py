@@ -102,6 +102,15 @@ def test_a_mask_with_values_that_the_task_does_not_know_is_refused(tmp_path: Pat
         read_mask(scan(tmp_path / "p.nii.gz", labels * 0.3), GRID, {1})
 
 
+@pytest.mark.parametrize("label", [40_000, 65_535])
+def test_a_label_of_any_size_stays_itself(tmp_path: Path, label: int) -> None:
+    labels = np.zeros((8, 8, 8), np.uint16)
+    labels[2:4] = label
+    read = read_mask(scan(tmp_path / "m.nii.gz", labels), GRID, {label})
+    assert set(np.unique(read)) == {OUTSIDE, 0, label}
+    assert (read == label).sum() == 2 * 8 * 8 and (read == OUTSIDE).sum() == 16**3 - 8**3
+
+
 def test_voxels_that_are_not_a_millimetre_ask_for_a_spacing(tmp_path: Path) -> None:
     file = scan(tmp_path / "a.nii.gz", random((8, 8, 8)), np.diag([0.5, 0.5, 5, 1]))
     with pytest.raises(IngestError, match=r"its voxels are 0\.5 x 0\.5 x 5 mm, not 1 mm; set 'spacing_mm'"):

@@ -44,7 +44,7 @@ def read_volume(path: Path, modality: Modality) -> NDArray[np.float32]:
     return _centred(scaled.astype(np.float32), modality.voxels, np.nan)[None]
 
 
-def read_mask(path: Path, modality: Modality, known: set[int]) -> NDArray[np.int16]:
+def read_mask(path: Path, modality: Modality, known: set[int]) -> NDArray[np.int64]:
     """Returns a mask.
 
     Args:
@@ -53,7 +53,7 @@ def read_mask(path: Path, modality: Modality, known: set[int]) -> NDArray[np.int
         known: The values that it may hold, beside 0.
 
     Returns:
-        int16 [D, H, W], ``OUTSIDE`` outside the scan.
+        int64 [D, H, W], ``OUTSIDE`` outside the scan.
 
     Raises:
         IngestError: If the file is no readable mask, or holds another value.
@@ -61,13 +61,14 @@ def read_mask(path: Path, modality: Modality, known: set[int]) -> NDArray[np.int
     values = _resampled(*_loaded(path, "mask"), modality, "nearest")
     if not np.array_equal(values, np.round(values)):
         raise IngestError("the mask holds numbers that are not whole; export labels, not probabilities")
-    foreign = sorted(set(np.unique(values).astype(int).tolist()) - known - {0})
+    labels = values.astype(np.int64)  # a narrower type would turn a great label into another one
+    foreign = sorted(set(np.unique(labels).tolist()) - known - {0})
     if foreign:
         raise IngestError(
             f"the mask holds {', '.join(map(str, foreign[:5]))}, the task's regions know {', '.join(map(str, sorted(known)))}; "
             "correct the mask, or 'regions' in the task (BraTS writes 4 for enhancing tumour, other sets 3)"
         )
-    return _centred(values.astype(np.int16), modality.voxels, OUTSIDE)
+    return _centred(labels, modality.voxels, OUTSIDE)
 
 
 def _loaded(path: Path, what: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
