@@ -24,6 +24,12 @@ def random(shape: tuple[int, ...] = (12, 16, 9)) -> np.ndarray:
     return np.random.default_rng(0).normal(100, 20, shape).astype(np.float32)
 
 
+def with_a_voxel_of(value: float) -> np.ndarray:
+    values = random((12, 12, 12)).astype(np.float64)
+    values[3, 3, 3] = value
+    return values
+
+
 def test_a_scan_is_standardised_and_centred_in_the_grid(tmp_path: Path) -> None:
     values = random()
     values[:3] = 0
@@ -63,7 +69,12 @@ def test_scans_are_resampled_to_the_tasks_spacing(tmp_path: Path) -> None:
     [
         (random((20, 8, 8)), "20x8x8 voxels does not fit into the task's grid of 16x16x16; set 'voxels'"),
         (np.full((8, 8, 8), 3.0, np.float32), "empty"),
+        (np.full((8, 8, 8), 0.1, np.float32), "empty"),
+        (np.full((8, 8, 8), 3.3, np.float32), "empty"),
+        (np.full((8, 8, 8), -7e30, np.float32), "empty"),
         (np.zeros((8, 8, 8), np.float32), "empty"),
+        (with_a_voxel_of(1e20), "dwarf all others"),
+        (with_a_voxel_of(1e39), "no numbers"),
         (np.where(random((8, 8, 8)) > 100, np.nan, 1.0).astype(np.float32), "no numbers"),
         (random((8, 8, 8, 2)), "4 dimensions"),
     ],
@@ -71,6 +82,12 @@ def test_scans_are_resampled_to_the_tasks_spacing(tmp_path: Path) -> None:
 def test_a_scan_that_cannot_be_used_says_why(tmp_path: Path, values: np.ndarray, told: str) -> None:
     with pytest.raises(IngestError, match=told):
         read_volume(scan(tmp_path / "a.nii.gz", values), GRID)
+
+
+def test_a_bright_voxel_and_a_faint_contrast_are_no_fault(tmp_path: Path) -> None:
+    for name, values in (("bright", with_a_voxel_of(5000.0)), ("faint", 1e4 + 1e-3 * random((12, 12, 12)).astype(np.float64))):
+        read = read_volume(scan(tmp_path / f"{name}.nii", values), GRID)
+        assert np.nanstd(read) == pytest.approx(1, abs=1e-4)
 
 
 def test_a_scan_that_does_not_say_how_it_lies_in_space_is_refused(tmp_path: Path) -> None:

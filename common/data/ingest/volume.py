@@ -17,6 +17,8 @@ from common.task import Modality
 
 OUTSIDE = -1
 MILLIMETRE = 0.05  # by which a voxel of 1 mm may be off
+FLAT = 1e-6  # standard deviation, as a share of the mean, that rounding alone gives
+FAR, LOST = 10.0, 1e-3  # standard deviations: voxels beyond the one set aside, the others must differ by more than the other
 AGAIN = "export it again as NIfTI (.nii or .nii.gz)"
 
 
@@ -31,17 +33,23 @@ def read_volume(path: Path, modality: Modality) -> NDArray[np.float32]:
         float32 [1, D, H, W], NaN outside the scan.
 
     Raises:
-        IngestError: If the file is no readable scan, holds no numbers or a single grey value, or does not fit into the grid.
+        IngestError: If the file is no readable scan, holds no numbers, a single grey value or voxels that dwarf all others, or
+            does not fit into the grid.
     """
-    values = _resampled(*_loaded(path, "scan"), modality, "bilinear").astype(np.float32)
-    if not np.isfinite(values).all():
+    values = _resampled(*_loaded(path, "scan"), modality, "bilinear")
+    if not (np.abs(values) <= np.finfo(np.float32).max).all():
         raise IngestError(f"the scan holds voxels that are no numbers; {AGAIN}")
     inside = values != 0
-    deviation = values[inside].std() if inside.any() else 0.0
-    if not deviation > 0:
+    held = values[inside]  # float64: the squares of all finite float32 are finite
+    mean, deviation = (held.mean(), held.std()) if held.size else (0.0, 0.0)
+    if not deviation > FLAT * abs(mean):
         raise IngestError(f"the scan is empty: all its voxels are equal; {AGAIN}, or leave the cell empty")
-    scaled = np.where(inside, (values - values[inside].mean()) / deviation, 0.0)
-    return _centred(scaled.astype(np.float32), modality.voxels, np.nan)[None]
+    held = (held - mean) / deviation
+    if not held[np.abs(held) <= FAR].std() > LOST:
+        raise IngestError(f"a few voxels of the scan dwarf all others, which look equal beside them; {AGAIN}")
+    scaled = np.zeros(values.shape, np.float32)
+    scaled[inside] = held
+    return _centred(scaled, modality.voxels, np.nan)[None]
 
 
 def read_mask(path: Path, modality: Modality, known: set[int]) -> NDArray[np.int64]:
