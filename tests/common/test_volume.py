@@ -8,6 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from common.data.folder import _same_place
 from common.data.ingest.frames import IngestError
 from common.data.ingest.volume import OUTSIDE, place_of, read_mask, read_volume
 from common.task import Modality, Task
@@ -141,6 +142,48 @@ def test_where_a_scan_lies_does_not_depend_on_how_it_is_stored(tmp_path: Path) -
     one = place_of(scan(tmp_path / "a.nii", values))
     assert np.allclose(one, place_of(scan(tmp_path / "b.nii", values[::-1].copy(), flipped)))
     assert not np.allclose(one, place_of(scan(tmp_path / "c.nii", values, np.diag([-1.0, 1, 1, 1]))))
+
+
+def moved(by: float) -> np.ndarray:
+    affine = np.eye(4)
+    affine[0, 3] = by
+    return affine
+
+
+@pytest.mark.parametrize(
+    ("shape", "affine", "same"),
+    [
+        ((240, 4, 5), np.diag([1.0, 1, 1, 1]), True),
+        ((240, 4, 5), np.diag([1.0099, 1, 1, 1]), False),  # at the far end 2.4 mm
+        ((4, 240, 5), np.diag([1.0, 1, 1, 1]), False),
+        ((241, 4, 5), np.diag([1.0, 1, 1, 1]), False),
+        ((240, 4, 5), np.diag([1.0005, 1, 1, 1]), True),
+        ((240, 4, 5), np.diag([1.0, 1.02, 1, 1]), True),  # four voxels, 0.06 mm
+        ((240, 4, 5), moved(0.2), True),
+        ((240, 4, 5), moved(0.3), False),
+    ],
+)
+def test_two_scans_lie_in_the_same_place_if_their_corners_do(
+    tmp_path: Path, shape: tuple[int, ...], affine: np.ndarray, same: bool
+) -> None:
+    one = place_of(scan(tmp_path / "a.nii", random((240, 4, 5))))
+    other = place_of(scan(tmp_path / "b.nii", random(shape), affine))
+    assert _same_place(one, other) is _same_place(other, one) is same
+
+
+def test_a_header_that_turns_by_a_quaternion_says_the_same_place(tmp_path: Path) -> None:
+    turn, tilt = np.diag([-1.0, -1, 1]), np.radians(13.0)
+    turn @= np.array([[1, 0, 0], [0, np.cos(tilt), -np.sin(tilt)], [0, np.sin(tilt), np.cos(tilt)]])
+    places = []
+    for name, codes in (("matrix", (0, 1)), ("quaternion", (1, 0))):
+        affine = np.eye(4)
+        affine[:3, :3], affine[:3, 3] = turn, (119.7, 133.3, -71.1)
+        image = nibabel.Nifti1Image(random((240, 4, 200)), affine)
+        image.set_qform(affine, codes[0])
+        image.set_sform(affine, codes[1])
+        nibabel.save(image, tmp_path / f"{name}.nii")
+        places.append(place_of(tmp_path / f"{name}.nii"))
+    assert _same_place(*places)
 
 
 @pytest.mark.parametrize(
