@@ -114,6 +114,8 @@ def _check_site(folder: Path, manifest: Manifest, config: Config, console: Conso
     try:
         cohort = open_cohort(folder, manifest, config.task, config.split, config.seed)
     except TooManyFaults as error:
+        bad, rows = len({f.row for f in error.findings}), len(read_frame(folder / manifest.patients))
+        console.print(f"Rows with a fault: {bad:,} of {rows:,}, limits.bad_rows is {manifest.limits.bad_rows:g}")
         _show_findings("Findings", error.findings, console)
         raise
     console.print(f"Visits used: {len(cohort):,} of {len(read_frame(folder / manifest.patients)):,} rows")

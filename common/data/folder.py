@@ -46,7 +46,7 @@ def open_cohort(folder: Path, manifest: Manifest, task: Task, split: SplitConfig
         The raw cohort; visits with a fault, or with no modality at all, are left out and named in ``findings``.
 
     Raises:
-        TooManyFaults: If more rows have a fault than the site's limit allows.
+        TooManyFaults: If more rows have a fault than the site's limit allows, or a visit stands in two.
         ConsiliumError: If the manifest does not fit the task, or the patient table cannot be used.
     """
     check_against_task(manifest, task)
@@ -67,8 +67,8 @@ def open_cohort(folder: Path, manifest: Manifest, task: Task, split: SplitConfig
     bad = {f.row - 2 for f in findings}
     if len(bad) > manifest.limits.bad_rows * len(table):
         raise TooManyFaults(
-            f"Site '{manifest.site}' refuses: {len(bad)} of {len(table)} patient rows have a fault, more than limits.bad_rows = "
-            f"{manifest.limits.bad_rows:g}. Mend the files, or raise the limit in the manifest.",
+            f"Site '{manifest.site}' refuses: more than limits.bad_rows of its patient rows have a fault. Mend the files, or raise "
+            "the limit in the manifest.",
             tuple(findings),
         )
     present = np.stack([[row in values[m] for m in task.modalities] for row in range(len(table))])
@@ -102,14 +102,13 @@ def _patient_table(folder: Path, manifest: Manifest) -> pd.DataFrame:
         raise ConsiliumError(f"{where} lacks column(s) {', '.join(absent)}{separated(table) or '. Correct the manifest.'}")
     if table.empty:
         raise ConsiliumError(f"{where} has no rows. Write one per visit.")
-    visits = texts(table[manifest.visit]).dropna()
-    twice = visits[visits.duplicated(keep=False)]
-    if len(twice):
-        rows = [str(row + 2) for row in twice.index[twice == twice.iloc[0]]]
-        others = f", and {twice.nunique() - 1} other visit(s)" if twice.nunique() > 1 else ""
-        raise ConsiliumError(
-            f"{where} names a visit twice in column '{manifest.visit}' (rows {', '.join(rows[:5])}{others}). "
-            "Write one row per visit."
+    first: dict[str, int] = {}
+    found = [(row, first.setdefault(visit, row)) for row, visit in enumerate(texts(table[manifest.visit])) if not pd.isna(visit)]
+    twice = [(row, before) for row, before in found if row != before]
+    if twice:
+        raise TooManyFaults(
+            f"{where} names a visit twice in column '{manifest.visit}'. Write one row per visit.",
+            tuple(Finding(manifest.patients, r + 2, manifest.visit, f"the same visit as in row {b + 2}") for r, b in twice),
         )
     return table
 

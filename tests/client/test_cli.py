@@ -94,8 +94,18 @@ def test_a_site_that_refuses_lists_every_fault_too(alder: Path) -> None:
     lost = lose_notes(alder, 9)
     done = check(alder)
     assert done.exit_code == 1 and "Findings: 9" in done.output
+    rows = len(pd.read_csv(alder / "patients.csv"))
+    assert f"Rows with a fault: 9 of {rows}, limits.bad_rows is 0.05" in done.output
     assert listed(done.output) == lost
-    assert isinstance(done.exception, TooManyFaults)
+    assert isinstance(done.exception, TooManyFaults) and "9" not in str(done.exception)
+
+
+def test_rows_that_name_one_visit_are_listed(alder: Path) -> None:
+    table = pd.read_csv(alder / "patients.csv")
+    pd.concat([table, table.iloc[[4]]]).to_csv(alder / "patients.csv", index=False)
+    done = check(alder)
+    assert done.exit_code == 1 and isinstance(done.exception, TooManyFaults)
+    assert listed(done.output) == [("patients.csv", str(len(table) + 2), "visit_id")] and "row 6" in done.output
 
 
 def test_a_fault_is_judged_by_the_task_of_the_experiment(alder: Path) -> None:
