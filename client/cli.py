@@ -23,6 +23,8 @@ from common.data.manifest import (
     FILE_NAME,
     REFERENCE_FOLDER,
     Manifest,
+    check_labels,
+    check_names,
     hospital_folders,
     load_manifest,
     reference_folder,
@@ -91,12 +93,16 @@ def _check_several(places: Sequence[Path], strays: Sequence[Finding], config: Co
         with _refusals(console):
             cohorts[folder], number = _check_site(folder, manifest, mine, console)
             within += number
+    named = False
+    with _refusals(console):
+        check_names(manifests.values())
+        named = True
     opened = {folder: manifests[folder] for folder in cohorts}
     between = [*strays, *unit_warnings(opened, cohorts), *shared_patients(opened)]
     if between:
         _show_findings("Warnings between sites", between, console)
     console.print(f"In all: {within:,} warning(s) within sites, {len(between):,} between sites")
-    return len(cohorts) == len(places) and not any(c.findings for c in cohorts.values())
+    return named and len(cohorts) == len(places) and not any(c.findings for c in cohorts.values())
 
 
 @contextmanager
@@ -111,6 +117,8 @@ def _refusals(console: Console) -> Iterator[None]:
 def _check_site(folder: Path, manifest: Manifest, config: Config, console: Console) -> tuple[Cohort, int]:
     """Opens a site and prints what is in it; returns its patients and the number of warnings."""
     console.print(f"Site: {manifest.site}")
+    if folder.resolve().name != REFERENCE_FOLDER:
+        check_labels(manifest)
     try:
         cohort = open_cohort(folder, manifest, config.task, config.split, config.seed)
     except TooManyFaults as error:

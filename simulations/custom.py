@@ -22,6 +22,8 @@ from common.data.manifest import (
     REFERENCE_FOLDER,
     Manifest,
     check_against_task,
+    check_labels,
+    check_names,
     hospital_folders,
     load_manifest,
     reference_folder,
@@ -70,11 +72,8 @@ def custom_benchmark(task: Path, sites: Path, settings: Sequence[str] = ()) -> B
     config = load_config(CUSTOM, overrides)
     for folder, manifest in manifests.items():
         check_against_task(manifest, config.task)
-        if not manifest.labels and folder.name != REFERENCE_FOLDER:
-            raise ConsiliumError(
-                f"Site '{manifest.site}' has no labels: nothing could be learned or tested there. Add 'labels' to its manifest; "
-                "only the reference set may be without."
-            )
+        if folder.name != REFERENCE_FOLDER:
+            check_labels(manifest)
     if not roles["train"]:
         raise ConsiliumError(f"No site in {sites} trains. Write a manifest without 'role: evaluate' for one at least.")
     if not roles["evaluate"] and not config.split.test:
@@ -170,9 +169,7 @@ def _manifests(sites: Path) -> dict[Path, Manifest]:
         names = ", ".join(f"'{stray.name}'" for stray in strays)
         raise ConsiliumError(f"Folder(s) {names} in {sites} have no {FILE_NAME}. Write a manifest, or move the folder away.")
     found = {folder: load_manifest(folder) for folder in folders}
-    twice = [name for name, number in Counter(m.site for m in found.values()).items() if number > 1]
-    if twice:
-        raise ConsiliumError(f"Two manifests in {sites} name their site '{twice[0]}'. Give every site a name of its own.")
+    check_names(found.values())
     return found
 
 
