@@ -44,6 +44,8 @@ FILE_NAME = "manifest.yaml"
 OWN_FOLDER = ".consilium"
 REFERENCE_FOLDER = "reference"
 SAME = "same"
+SITE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+"""Of a site, whole; it becomes a key of many files."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -129,7 +131,7 @@ class Manifest:
         schema_version: Version of this format.
     """
 
-    site: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+    site: Annotated[str, Field(pattern=f"^{SITE_NAME}$")]
     patients: Annotated[str, Field(pattern=r"^[^/]")]
     patient: str
     visit: str
