@@ -24,10 +24,11 @@ from simulations import baselines
 from simulations.ablations import Ablation
 from simulations.baselines import local, median, open_consortium, ridge
 from simulations.benchmarks.base import Benchmark, Split
-from simulations.cells import methods
+from simulations.cells import _with_patients, methods
 from simulations.consortium import write_tiny
 from simulations.results import load_cell
 from simulations.workers import Job, Work
+from tests.common.samples import make_task, write_folder
 
 
 def prepare(folder: Path, split: Split) -> dict[str, Any]:
@@ -120,6 +121,18 @@ def test_a_site_that_only_evaluates_gets_a_local_student_that_can_read_something
     assert {s: draw(s)[0] for s in of_all if not s.startswith("second")} == {
         s: n for s, n in of_all.items() if not s.startswith("second")
     }
+
+
+def test_a_patient_has_one_key_whether_or_not_a_cell_of_the_column_is_empty(tmp_path: Path) -> None:
+    keys = {}
+    for name, last in (("whole", "9"), ("gap", "")):
+        write_folder(tmp_path / name, make_task(modalities=["admission"]), 4, site=name)
+        table = pd.read_csv(tmp_path / name / "patients.csv", dtype=str)
+        table["patient_id"] = ["7", "7", "8", last]
+        table.to_csv(tmp_path / name / "patients.csv", index=False)
+        keys[name] = _with_patients(tmp_path / name, pd.DataFrame({"row": [0, 1, 2]}))["patient"].tolist()
+    assert keys["whole"] == keys["gap"]
+    assert keys["gap"][0] == keys["gap"][1] != keys["gap"][2]
 
 
 def run(work: Work, method: str) -> Path:
