@@ -27,8 +27,9 @@ from common.task import MASK, Modality, Task
 SAME_PLACE_MM = 0.25
 """By which corners of two grids in one place may be apart: a quarter of the usual voxel.
 
-NIfTI headers hold float32: over a whole head that moves a corner by 0.001 mm at most where they hold a matrix, and by about 0.04 mm
-where they hold a quaternion of nearly half a turn. Files that say the same place in the two ways are no fault.
+NIfTI headers hold float32: over a whole head that moves a corner by 0.001 mm at most where they hold a matrix, and by 0.04 mm
+where they hold a quaternion (by up to 0.4 mm only within 0.1 degrees of half a turn, itself exact). Files that say the same
+place in the two ways are no fault.
 """
 
 
@@ -67,8 +68,8 @@ def open_cohort(folder: Path, manifest: Manifest, task: Task, split: SplitConfig
     bad = {f.row - 2 for f in findings}
     if len(bad) > manifest.limits.bad_rows * len(table):
         raise TooManyFaults(
-            f"Site '{manifest.site}' refuses: more than limits.bad_rows of its patient rows have a fault. Mend the files, or raise "
-            "the limit in the manifest.",
+            f"Site '{manifest.site}' refuses: more than limits.bad_rows of its patient rows have a fault. Mend the files, or "
+            "raise the limit in the manifest.",
             tuple(findings),
         )
     present = np.stack([[row in values[m] for m in task.modalities] for row in range(len(table))])

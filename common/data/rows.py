@@ -19,8 +19,8 @@ class LazyRows(Tensor):
     """A tensor [N, ...] whose rows are read when they are asked for, every time anew.
 
     Indices and iteration read the rows that they name, :func:`taken` and :func:`joined` none; all other operations of torch read
-    all of them first. So code that knows nothing of it reads it as any tensor. Nothing can be written into it: operations that would
-    raise a RuntimeError. What they return, views too, are plain tensors of what was read; to write into one changes nothing here.
+    all of them first. So code that knows nothing of it reads it as any tensor. Nothing can be written into it: operations that
+    would raise a RuntimeError. All others, views too, return plain tensors of what was read; to write into these changes no row.
     """
 
     rows: tuple[Row, ...]

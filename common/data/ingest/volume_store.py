@@ -1,9 +1,9 @@
 """Scans and masks as they were read, kept in the folder's own corner: to read NIfTI files takes seconds each.
 
-There is a file for each, named after a digest of what it was made from and with: name, size and times of the file (its content is
-not read), grid and regions, this code, and the versions of the packages that read and resample. So a file that changed, or another
-grid, is read anew. Kept scans are mapped into memory, not loaded: only the voxels that somebody looks at are there, as long as they
-are needed. Where nothing can be written, scans are held in memory.
+There is a file for each, named after a digest of what it was made from and with: name, size and times of the file (its content
+is not read), grid and regions, this code, and the versions of the packages that read and resample. So a file that changed, or
+another grid, is read anew. Kept scans are mapped into memory, not loaded: only the voxels that somebody looks at are there, as
+long as they are needed. Where nothing can be written, scans are held in memory.
 """
 
 from __future__ import annotations
