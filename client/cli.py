@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from common import terminal
-from common.config import TASK_FILE, Config, load_config
+from common.config import TASK_FILE, Config, load_config, parts_not_needed
 from common.data.cohort import SPLITS, Cohort, Finding
 from common.data.folder import open_cohort
 from common.data.ingest.frames import read_frame
@@ -23,6 +23,8 @@ from common.data.manifest import (
     FILE_NAME,
     REFERENCE_FOLDER,
     Manifest,
+    check_labels,
+    check_names,
     hospital_folders,
     load_manifest,
     reference_folder,
@@ -75,28 +77,34 @@ def _strays(path: Path) -> list[Finding]:
 def _check_several(places: Sequence[Path], strays: Sequence[Finding], config: Config, console: Console) -> bool:
     """Checks sites one by one and then beside each other; returns whether no site has a fault.
 
-    Where a site only evaluates, the others train with all their patients, as ``consilium-bench run custom`` has them; the
-    reference set has no test patients anywhere.
+    Their splits are as ``consilium-bench run custom`` has them; the reference set has no test patients anywhere.
     """
     manifests: dict[Path, Manifest] = {}
     for place in places:
         with _refusals(console):
             manifests[place if place.is_dir() else place.parent] = load_manifest(place)
-    evaluated = config.name == OWN_TASK and any(m.role == "evaluate" for m in manifests.values())
+    if config.name == OWN_TASK:
+        evaluated = any(m.role == "evaluate" for m in manifests.values())
+        judged = any(m.labels for folder, m in manifests.items() if folder.name == REFERENCE_FOLDER)
+        parts = parts_not_needed(config, evaluated=evaluated, reference=judged)
+        config = replace(config, split=replace(config.split, **dict.fromkeys(parts, 0.0)))
     cohorts: dict[Path, Cohort] = {}
     within = 0
     for folder, manifest in manifests.items():
-        untested = evaluated or folder.name == REFERENCE_FOLDER
-        mine = replace(config, split=replace(config.split, test=0.0)) if untested else config
+        mine = replace(config, split=replace(config.split, test=0.0)) if folder.name == REFERENCE_FOLDER else config
         with _refusals(console):
             cohorts[folder], number = _check_site(folder, manifest, mine, console)
             within += number
+    named = False
+    with _refusals(console):
+        check_names(manifests.values())
+        named = True
     opened = {folder: manifests[folder] for folder in cohorts}
     between = [*strays, *unit_warnings(opened, cohorts), *shared_patients(opened)]
     if between:
         _show_findings("Warnings between sites", between, console)
     console.print(f"In all: {within:,} warning(s) within sites, {len(between):,} between sites")
-    return len(cohorts) == len(places) and not any(c.findings for c in cohorts.values())
+    return named and len(cohorts) == len(places) and not any(c.findings for c in cohorts.values())
 
 
 @contextmanager
@@ -111,9 +119,13 @@ def _refusals(console: Console) -> Iterator[None]:
 def _check_site(folder: Path, manifest: Manifest, config: Config, console: Console) -> tuple[Cohort, int]:
     """Opens a site and prints what is in it; returns its patients and the number of warnings."""
     console.print(f"Site: {manifest.site}")
+    if folder.resolve().name != REFERENCE_FOLDER:
+        check_labels(manifest)
     try:
         cohort = open_cohort(folder, manifest, config.task, config.split, config.seed)
     except TooManyFaults as error:
+        bad, rows = len({f.row for f in error.findings}), len(read_frame(folder / manifest.patients))
+        console.print(f"Rows with a fault: {bad:,} of {rows:,}, limits.bad_rows is {manifest.limits.bad_rows:g}")
         _show_findings("Findings", error.findings, console)
         raise
     console.print(f"Visits used: {len(cohort):,} of {len(read_frame(folder / manifest.patients)):,} rows")

@@ -25,7 +25,7 @@ from common.config import Config, SplitConfig
 from common.data.cohort import Cohort, Finding
 from common.data.folder import open_cohort
 from common.data.ingest.frames import IngestError, inside, read_frame
-from common.data.manifest import FILE_NAME, OWN_FOLDER, Manifest, hospital_folders, load_manifest
+from common.data.manifest import FILE_NAME, OWN_FOLDER, Manifest, check_labels, hospital_folders, load_manifest
 from common.data.quality import column_warnings
 from common.data.standardise import Standardisation
 from common.errors import ConsiliumError, TooManyFaults
@@ -223,10 +223,7 @@ def _open(folder: Path, sites_here: int, changed: int, task: str, split: str, se
     except ConsiliumError as error:
         LOG.error("In %s: %s", folder, error)  # for this hospital's console: the text that leaves names no folder
         raise
-    if not manifest.labels:
-        raise ConsiliumError(
-            f"Site '{manifest.site}' cannot take part: its manifest names no 'labels'. Only a reference set may lack them."
-        )
+    check_labels(manifest)
     shares = TypeAdapter(SplitConfig).validate_json(split)
     try:
         cohort = open_cohort(folder, manifest, TypeAdapter(Task).validate_json(task), shares, seed)

@@ -254,6 +254,17 @@ class Config:
     seed: int = 0
 
 
+def parts_not_needed(config: Config, *, evaluated: bool, reference: bool) -> list[str]:
+    """Returns the parts of the split for which sites of one's own data need not hold patients back: those train too.
+
+    Args:
+        config: Of the run.
+        evaluated: Whether there are sites that only evaluate.
+        reference: Whether the reference set has labels: if the modality weights stay equal, it needs no help in judging.
+    """
+    return ["test"] * evaluated + ["meta"] * (reference and config.weights.estimator == "uniform")
+
+
 def to_json(config: Config) -> dict[str, Any]:
     """Returns the configuration as plain JSON values."""
     dumped: dict[str, Any] = TypeAdapter(Config).dump_python(config, mode="json")

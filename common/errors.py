@@ -19,7 +19,9 @@ class ConsiliumError(Exception):
 
 
 class TooManyFaults(ConsiliumError):
-    """So many rows of a patient table have a fault that the site refuses.
+    """Rows of a patient table have such faults, or so many, that the site refuses.
+
+    The message counts and names no row: it goes to the server, from which the site may hide small counts.
 
     Attributes:
         findings: What is wrong where: for the hospital's own eyes, not for the server.

@@ -19,7 +19,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-Arrays = dict[str, NDArray[Any]]
+from common.arrays import Arrays
+
 SCHEMA_VERSION = 1
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from common.messages import Arrays
+from common.arrays import Arrays
 
 
 def weighted_mean(updates: Mapping[str, Arrays], counts: Mapping[str, int]) -> Arrays:

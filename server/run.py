@@ -32,7 +32,6 @@ from server.results import environment, summary
 from server.rounds import Council
 
 CONFIG_FILE = "config.json"
-PACKAGES = ("flwr", "torch", "numpy", "pandas", "monai", "pydicom")
 
 
 @dataclass

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 from torch import nn
 
+from common.arrays import Arrays
 from common.learning.loop import Fit
-from common.messages import Arrays
 from server.rounds import RunFailed
 
 

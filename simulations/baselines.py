@@ -338,8 +338,10 @@ def _loss(
 @torch.no_grad()
 def _pooled_loss(network: nn.Module, held_out: list[Cohort], patch: Edges | None) -> float | None:
     network.eval()
-    batches = [(c.task.type, batch) for c in held_out if len(c) for batch in parts_of(c, patch)]
-    losses = [task_loss(kind, network(batch), batch.labels) for kind, batch in batches]
+    losses: list[Tensor] = []
+    for cohort in (c for c in held_out if len(c)):
+        for batch in parts_of(cohort, patch):  # one at a time: all scans together may not fit into the memory
+            losses.append(task_loss(cohort.task.type, network(batch), batch.labels))
     return float(torch.cat(losses).mean()) if losses else None
 
 

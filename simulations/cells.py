@@ -16,7 +16,7 @@ import torch
 
 from common.arrays import write_json
 from common.config import BalanceConfig, Config, DistillConfig, RefineConfig, WeightsConfig, load_config, to_json
-from common.data.ingest.frames import read_frame
+from common.data.ingest.frames import read_frame, texts
 from common.data.manifest import OWN_FOLDER, hospital_folders, load_manifest
 from common.errors import ConsiliumError
 from common.evaluation.predictions import predict_patterns
@@ -205,8 +205,8 @@ def collect_predictions(sites: Path, run: str) -> pd.DataFrame:
 def _with_patients(folder: Path, predictions: pd.DataFrame) -> pd.DataFrame:
     """Adds the site and a key by which the visits of one patient are found, wherever they lie."""
     manifest = load_manifest(folder)
-    names = read_frame(folder / manifest.patients)[manifest.patient].astype(str)
-    keys = names.map(lambda name: hashlib.sha256(name.encode()).hexdigest()[:16]).to_numpy()
+    names = texts(read_frame(folder / manifest.patients)[manifest.patient])
+    keys = names.map(lambda name: hashlib.sha256(name.encode()).hexdigest()[:16], na_action="ignore").to_numpy()
     return predictions.assign(site=manifest.site, patient=keys[predictions["row"].to_numpy()])
 
 

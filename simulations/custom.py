@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from common.config import TASK_FILE, Config, load_config
+from common.config import TASK_FILE, Config, load_config, parts_not_needed
 from common.data.cohort import Cohort
 from common.data.manifest import (
     FILE_NAME,
@@ -22,6 +22,8 @@ from common.data.manifest import (
     REFERENCE_FOLDER,
     Manifest,
     check_against_task,
+    check_labels,
+    check_names,
     hospital_folders,
     load_manifest,
     reference_folder,
@@ -46,16 +48,12 @@ METRICS: Mapping[TaskType, tuple[str, ...]] = {
 OF_NUMBERS: tuple[str, ...] = ("median",)
 """Methods of a regression besides."""
 
-NO_TEST_PART = "split.test=0"
-NO_META_PART = "split.meta=0"
-
 
 def custom_benchmark(task: Path, sites: Path, settings: Sequence[str] = ()) -> Benchmark:
     """Returns the benchmark of a task on a folder of sites.
 
-    Where a site only evaluates (``role: evaluate``), there is a test set, and the other sites train with all their patients
-    (``split.test=0``) unless the settings say otherwise. Where the reference set has labels and the modality weights stay equal,
-    nobody asks for meta patients of the sites: they train too (``split.meta=0``).
+    Sites hold no patients back for a part of the split that nobody needs (:func:`common.config.parts_not_needed`), unless the
+    settings say otherwise.
 
     Args:
         task: Task file, in the format of ``configs/task``.
@@ -69,17 +67,14 @@ def custom_benchmark(task: Path, sites: Path, settings: Sequence[str] = ()) -> B
     manifests = _manifests(sites)
     roles = Counter(m.role for f, m in manifests.items() if f.name != REFERENCE_FOLDER)
     labelled = any(m.labels for f, m in manifests.items() if f.name == REFERENCE_FOLDER)
-    equal = load_config(CUSTOM, (f"{TASK_FILE}{task}", *settings)).weights.estimator == "uniform"
-    parts = (*((NO_TEST_PART,) if roles["evaluate"] else ()), *((NO_META_PART,) if labelled and equal else ()))
-    overrides = (f"{TASK_FILE}{task}", *parts, *settings)
+    wanted = load_config(CUSTOM, (f"{TASK_FILE}{task}", *settings))
+    parts = parts_not_needed(wanted, evaluated=bool(roles["evaluate"]), reference=labelled)
+    overrides = (f"{TASK_FILE}{task}", *(f"split.{part}=0" for part in parts), *settings)
     config = load_config(CUSTOM, overrides)
     for folder, manifest in manifests.items():
         check_against_task(manifest, config.task)
-        if not manifest.labels and folder.name != REFERENCE_FOLDER:
-            raise ConsiliumError(
-                f"Site '{manifest.site}' has no labels: nothing could be learned or tested there. Add 'labels' to its manifest; "
-                "only the reference set may be without."
-            )
+        if folder.name != REFERENCE_FOLDER:
+            check_labels(manifest)
     if not roles["train"]:
         raise ConsiliumError(f"No site in {sites} trains. Write a manifest without 'role: evaluate' for one at least.")
     if not roles["evaluate"] and not config.split.test:
@@ -175,9 +170,7 @@ def _manifests(sites: Path) -> dict[Path, Manifest]:
         names = ", ".join(f"'{stray.name}'" for stray in strays)
         raise ConsiliumError(f"Folder(s) {names} in {sites} have no {FILE_NAME}. Write a manifest, or move the folder away.")
     found = {folder: load_manifest(folder) for folder in folders}
-    twice = [name for name, number in Counter(m.site for m in found.values()).items() if number > 1]
-    if twice:
-        raise ConsiliumError(f"Two manifests in {sites} name their site '{twice[0]}'. Give every site a name of its own.")
+    check_names(found.values())
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,13 @@ from common.data.standardise import table_columns
 from common.errors import ConsiliumError, TooManyFaults
 from common.task import MASK, Modality, Task
 
-SAME_PLACE_MM = 1e-2
+SAME_PLACE_MM = 0.25
+"""By which corners of two grids in one place may be apart: a quarter of the usual voxel.
+
+NIfTI headers hold float32: over a whole head that moves a corner by 0.001 mm at most where they hold a matrix, and by 0.04 mm
+where they hold a quaternion (by up to 0.4 mm only within 0.1 degrees of half a turn, itself exact). Files that say the same
+place in the two ways are no fault.
+"""
 
 
 def open_cohort(folder: Path, manifest: Manifest, task: Task, split: SplitConfig, seed: int) -> Cohort:
@@ -40,7 +47,7 @@ def open_cohort(folder: Path, manifest: Manifest, task: Task, split: SplitConfig
         The raw cohort; visits with a fault, or with no modality at all, are left out and named in ``findings``.
 
     Raises:
-        TooManyFaults: If more rows have a fault than the site's limit allows.
+        TooManyFaults: If more rows have a fault than the site's limit allows, or a visit stands in two.
         ConsiliumError: If the manifest does not fit the task, or the patient table cannot be used.
     """
     check_against_task(manifest, task)
@@ -61,8 +68,8 @@ def open_cohort(folder: Path, manifest: Manifest, task: Task, split: SplitConfig
     bad = {f.row - 2 for f in findings}
     if len(bad) > manifest.limits.bad_rows * len(table):
         raise TooManyFaults(
-            f"Site '{manifest.site}' refuses: {len(bad)} of {len(table)} patient rows have a fault, more than limits.bad_rows = "
-            f"{manifest.limits.bad_rows:g}. Mend the files, or raise the limit in the manifest.",
+            f"Site '{manifest.site}' refuses: more than limits.bad_rows of its patient rows have a fault. Mend the files, or "
+            "raise the limit in the manifest.",
             tuple(findings),
         )
     present = np.stack([[row in values[m] for m in task.modalities] for row in range(len(table))])
@@ -96,14 +103,13 @@ def _patient_table(folder: Path, manifest: Manifest) -> pd.DataFrame:
         raise ConsiliumError(f"{where} lacks column(s) {', '.join(absent)}{separated(table) or '. Correct the manifest.'}")
     if table.empty:
         raise ConsiliumError(f"{where} has no rows. Write one per visit.")
-    visits = texts(table[manifest.visit]).dropna()
-    twice = visits[visits.duplicated(keep=False)]
-    if len(twice):
-        rows = [str(row + 2) for row in twice.index[twice == twice.iloc[0]]]
-        others = f", and {twice.nunique() - 1} other visit(s)" if twice.nunique() > 1 else ""
-        raise ConsiliumError(
-            f"{where} names a visit twice in column '{manifest.visit}' (rows {', '.join(rows[:5])}{others}). "
-            "Write one row per visit."
+    first: dict[str, int] = {}
+    found = [(row, first.setdefault(visit, row)) for row, visit in enumerate(texts(table[manifest.visit])) if not pd.isna(visit)]
+    twice = [(row, before) for row, before in found if row != before]
+    if twice:
+        raise TooManyFaults(
+            f"{where} names a visit twice in column '{manifest.visit}'. Write one row per visit.",
+            tuple(Finding(manifest.patients, r + 2, manifest.visit, f"the same visit as in row {b + 2}") for r, b in twice),
         )
     return table
 
@@ -184,7 +190,11 @@ def _lazy(values: dict[int, NDArray[np.generic]], rows: int, shape: tuple[int, .
 
 
 def _same_place(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
-    return np.allclose(one, other, atol=SAME_PLACE_MM)
+    """Returns whether two grids (:func:`common.data.ingest.volume.place_of`) have one size and their corners one place."""
+    size = one[0, :3]
+    corners = np.array([(*corner, 1.0) for corner in itertools.product(*((0.0, edge - 1) for edge in size))])
+    apart = np.linalg.norm(corners @ (one[1:] - other[1:]).T, axis=1)
+    return bool(np.array_equal(size, other[0, :3]) and apart.max() <= SAME_PLACE_MM)
 
 
 def _read(

@@ -27,6 +27,8 @@ manifest's folder and may not leave it. ``key`` says that the file holds many vi
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -42,6 +44,8 @@ FILE_NAME = "manifest.yaml"
 OWN_FOLDER = ".consilium"
 REFERENCE_FOLDER = "reference"
 SAME = "same"
+SITE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+"""Of a site, whole; it becomes a key of many files."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -127,7 +131,7 @@ class Manifest:
         schema_version: Version of this format.
     """
 
-    site: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+    site: Annotated[str, Field(pattern=f"^{SITE_NAME}$")]
     patients: Annotated[str, Field(pattern=r"^[^/]")]
     patient: str
     visit: str
@@ -159,6 +163,30 @@ def reference_folder(sites: Path) -> list[Path]:
 def stray_folders(sites: Path) -> list[Path]:
     """Returns the folders of a sites folder that have no manifest, hidden ones aside: perhaps a hospital that was forgotten."""
     return sorted(p for p in sites.iterdir() if p.is_dir() and p.name[0] != "." and not (p / FILE_NAME).is_file())
+
+
+def check_labels(manifest: Manifest) -> None:
+    """Checks that a hospital's manifest names labels.
+
+    Raises:
+        ConsiliumError: If it does not.
+    """
+    if not manifest.labels:
+        raise ConsiliumError(
+            f"Site '{manifest.site}' has no labels: its manifest names no 'labels', so that nothing could be learned or tested "
+            f"there. Add them; only a reference set, in a folder named '{REFERENCE_FOLDER}', may be without."
+        )
+
+
+def check_names(manifests: Iterable[Manifest]) -> None:
+    """Checks that every site of a machine has a name of its own.
+
+    Raises:
+        ConsiliumError: Naming the first name that two have.
+    """
+    twice = [name for name, number in Counter(m.site for m in manifests).items() if number > 1]
+    if twice:
+        raise ConsiliumError(f"Two manifests name their site '{twice[0]}'. Give every site a name of its own.")
 
 
 def load_manifest(path: Path, name: str | None = None) -> Manifest:

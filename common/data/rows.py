@@ -8,17 +8,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 Row = Callable[[], Tensor]
 """Reads a row [...]."""
+READ_ONLY = "rows that stay in their files cannot be written into: make a tensor of them with read(), or another with mapped()"
 
 
 class LazyRows(Tensor):
     """A tensor [N, ...] whose rows are read when they are asked for, every time anew.
 
     Indices and iteration read the rows that they name, :func:`taken` and :func:`joined` none; all other operations of torch read
-    all of them first. So code that knows nothing of it works on it as on any tensor.
+    all of them first. So code that knows nothing of it reads it as any tensor. Nothing can be written into it: operations that
+    would raise a RuntimeError. All others, views too, return plain tensors of what was read; to write into these changes no row.
     """
 
     rows: tuple[Row, ...]
@@ -34,8 +36,18 @@ class LazyRows(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        """Reads all rows for an operation that asks for no rows in particular."""
-        args, kwargs = tree_map_only(LazyRows, LazyRows.read, (args, kwargs or {}))
+        """Reads all rows for an operation that asks for no rows in particular.
+
+        Raises:
+            RuntimeError: If it would write into the rows.
+        """
+        kwargs = kwargs or {}
+        if func._schema.is_mutable:
+            for at, argument in enumerate(func._schema.arguments):
+                given = args[at] if at < len(args) else kwargs.get(argument.name)
+                if argument.is_write and any(isinstance(part, LazyRows) for part in tree_leaves(given)):
+                    raise RuntimeError(READ_ONLY)
+        args, kwargs = tree_map_only(LazyRows, LazyRows.read, (args, kwargs))
         return func(*args, **kwargs)
 
     def read(self) -> Tensor:
@@ -60,6 +72,9 @@ class LazyRows(Tensor):
         if isinstance(key, slice) or (isinstance(key, Tensor) and key.ndim == 1):
             return self.at(key).read()
         return self.read()[key]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        raise RuntimeError(READ_ONLY)  # torch would write into what it read
 
     def __iter__(self) -> Iterator[Tensor]:
         return (row() for row in self.rows)

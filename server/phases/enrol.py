@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from common.arrays import Arrays, module_arrays, moments_arrays, moments_of
 from common.config import Config
 from common.data.cohort import SPLITS
+from common.data.manifest import SITE_NAME
 from common.data.standardise import pool, table_columns
 from common.errors import nearest
 from common.learning.lessons import log_odds
@@ -26,8 +27,6 @@ from server.prior import estimated_counts
 from server.rounds import NODE, RunFailed
 from server.run import Run
 from server.update_gate import fault
-
-SITE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"  # as in a manifest; it becomes a key of many files
 
 
 def roll_call(run: Run) -> dict[str, EnrolReply]:

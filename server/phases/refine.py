@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 import torch
 
-from common.arrays import consilium_arrays, consilium_of, tensors
+from common.arrays import Arrays, consilium_arrays, consilium_of, tensors
 from common.data.cohort import Cohort
 from common.learning.lessons import block_counts, student_validation_loss, teach_cohort, train_student, trained_blocks
 from common.learning.loop import derive_seed, span_of
 from common.learning.modality_weights import OmegaAdam
-from common.messages import Arrays, RefineReply, RefineRequest
+from common.messages import RefineReply, RefineRequest
 from common.models.ensemble import Calibration
 from common.models.student import block_of
 from server.aggregation import weighted_mean

@@ -14,12 +14,12 @@ import torch
 from flwr.app import Context, RecordDict
 
 from client.site import Site, open_site
-from common.arrays import consilium_arrays, module_arrays, moments_arrays
+from common.arrays import Arrays, consilium_arrays, module_arrays, moments_arrays
 from common.config import Config, to_json
 from common.data.cohort import Cohort
 from common.data.manifest import Limits
 from common.learning.loop import derive_seed
-from common.messages import Arrays, EnrolRequest, EvaluateRequest, RefineRequest, TeachRequest, code_hash
+from common.messages import EnrolRequest, EvaluateRequest, RefineRequest, TeachRequest, code_hash
 from common.models.ensemble import build_teacher, groups, initial_calibration
 from common.models.student import Student
 from tests.common.samples import make_config, write_folder

@@ -73,12 +73,35 @@ def test_a_sound_site_is_counted(tiny: Path, named: str) -> None:
     assert findings == "Findings: 0"
 
 
-def test_an_unlabelled_site_has_no_label_counts(alder: Path) -> None:
-    raw = yaml.safe_load((alder / FILE_NAME).read_text(encoding="utf-8"))
-    del raw["labels"]
-    (alder / FILE_NAME).write_text(yaml.safe_dump(raw), encoding="utf-8")
-    done = check(alder)
+def without_labels(folder: Path) -> Path:
+    raw = yaml.safe_load((folder / FILE_NAME).read_text(encoding="utf-8"))
+    (folder / FILE_NAME).write_text(yaml.safe_dump({k: v for k, v in raw.items() if k != "labels"}), encoding="utf-8")
+    return folder
+
+
+def test_an_unlabelled_reference_set_has_no_label_counts(alder: Path) -> None:
+    done = check(without_labels(alder).rename(alder.parent / "reference"))
     assert done.exit_code == 0 and "Visits per label: none" in done.output
+
+
+def test_a_hospital_without_labels_is_refused_as_every_run_refuses_it(alder: Path, tiny: Path, tmp_path: Path) -> None:
+    done = check(without_labels(alder))
+    assert done.exit_code == 1 and "Site 'alder' has no labels" in str(done.exception)
+    assert "in a folder named 'reference'" in str(done.exception)
+    shutil.copytree(tiny, tmp_path / "sites")
+    for site in ("birch", "reference"):
+        without_labels(tmp_path / "sites" / site)
+    done = check(tmp_path / "sites")
+    assert done.exit_code == 1 and re.findall("Refused: (.*) has no labels", done.output) == ["Site 'birch'"]
+
+
+def test_two_sites_of_one_name_are_refused_as_a_run_on_own_data_refuses_them(tiny: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny, tmp_path / "sites")
+    shutil.copytree(tiny / "alder", tmp_path / "sites" / "cedar")
+    done = check(tmp_path / "sites")
+    assert done.exit_code == 1 and re.findall("Refused: (.*)", done.output) == [
+        "Two manifests name their site 'alder'. Give every site a name of its own."
+    ]
 
 
 def test_a_missing_file_is_listed_with_its_row_and_column(alder: Path) -> None:
@@ -94,8 +117,18 @@ def test_a_site_that_refuses_lists_every_fault_too(alder: Path) -> None:
     lost = lose_notes(alder, 9)
     done = check(alder)
     assert done.exit_code == 1 and "Findings: 9" in done.output
+    rows = len(pd.read_csv(alder / "patients.csv"))
+    assert f"Rows with a fault: 9 of {rows}, limits.bad_rows is 0.05" in done.output
     assert listed(done.output) == lost
-    assert isinstance(done.exception, TooManyFaults)
+    assert isinstance(done.exception, TooManyFaults) and "9" not in str(done.exception)
+
+
+def test_rows_that_name_one_visit_are_listed(alder: Path) -> None:
+    table = pd.read_csv(alder / "patients.csv")
+    pd.concat([table, table.iloc[[4]]]).to_csv(alder / "patients.csv", index=False)
+    done = check(alder)
+    assert done.exit_code == 1 and isinstance(done.exception, TooManyFaults)
+    assert listed(done.output) == [("patients.csv", str(len(table) + 2), "visit_id")] and "row 6" in done.output
 
 
 def test_a_fault_is_judged_by_the_task_of_the_experiment(alder: Path) -> None:

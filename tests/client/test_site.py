@@ -74,6 +74,15 @@ def test_a_hospital_without_labels_is_refused_because_it_would_teach_that_nobody
     assert "names no 'labels'" in refused(context_of(tmp_path / "a"), config)
 
 
+def test_faulty_rows_are_listed_in_the_hospitals_folder_and_their_number_stays_there(folder: Path, config: Config) -> None:
+    table = pd.read_csv(folder / "patients.csv")
+    pd.concat([table, table.iloc[[4]]]).to_csv(folder / "patients.csv", index=False)
+    told = refused(context_of(folder), config)
+    assert ".consilium/findings.csv" in told and not re.search(r"\d", told)
+    (found,) = pd.read_csv(folder / ".consilium" / "findings.csv").to_dict("records")
+    assert (found["row"], found["column"]) == (len(table) + 2, "visit_id")
+
+
 def test_a_site_is_opened_once_until_its_files_task_or_seed_change(folder: Path, config: Config) -> None:
     context = context_of(folder)
     first = open_site(context, config)

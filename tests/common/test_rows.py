@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -70,3 +71,32 @@ def test_other_operations_see_a_tensor_like_any_other() -> None:
         (torch.stack(list(rows)), WHOLE),
     ):
         assert type(found) is Tensor and torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda rows: rows.add_(1),
+        lambda rows: rows.__imul__(2),
+        lambda rows: rows.__setitem__(0, 5),
+        lambda rows: rows.__setitem__((slice(None), 0), WHOLE[:, 0]),
+        lambda rows: rows.copy_(WHOLE),
+        lambda rows: rows.index_fill_(0, torch.tensor([1]), 3.0),
+        lambda rows: torch.add(WHOLE, WHOLE, out=rows),
+        lambda rows: torch._foreach_add_([rows], 1.0),
+        lambda rows: torch.nn.init.zeros_(rows),
+    ],
+)
+def test_what_would_write_into_the_rows_is_refused(write: Callable[[LazyRows], object]) -> None:
+    rows = Shelf().rows
+    with pytest.raises(RuntimeError, match="cannot be written into: make a tensor of them with read"):
+        write(rows)
+    assert torch.equal(rows.read(), WHOLE)
+
+
+def test_rows_are_written_into_a_plain_tensor_as_any_other() -> None:
+    made, more = torch.zeros(6, 2, 2), WHOLE.clone()
+    made[:] = Shelf().rows
+    assert torch.equal(made, WHOLE)
+    assert torch.equal(more.add_(Shelf().rows), 2 * WHOLE)
+    assert torch.equal(torch.add(Shelf().rows, Shelf().rows, out=made), 2 * WHOLE)

@@ -8,6 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from common.data.folder import _same_place
 from common.data.ingest.frames import IngestError
 from common.data.ingest.volume import OUTSIDE, place_of, read_mask, read_volume
 from common.task import Modality, Task
@@ -22,6 +23,12 @@ def scan(file: Path, values: np.ndarray, affine: np.ndarray | None = None) -> Pa
 
 def random(shape: tuple[int, ...] = (12, 16, 9)) -> np.ndarray:
     return np.random.default_rng(0).normal(100, 20, shape).astype(np.float32)
+
+
+def with_a_voxel_of(value: float) -> np.ndarray:
+    values = random((12, 12, 12)).astype(np.float64)
+    values[3, 3, 3] = value
+    return values
 
 
 def test_a_scan_is_standardised_and_centred_in_the_grid(tmp_path: Path) -> None:
@@ -63,7 +70,12 @@ def test_scans_are_resampled_to_the_tasks_spacing(tmp_path: Path) -> None:
     [
         (random((20, 8, 8)), "20x8x8 voxels does not fit into the task's grid of 16x16x16; set 'voxels'"),
         (np.full((8, 8, 8), 3.0, np.float32), "empty"),
+        (np.full((8, 8, 8), 0.1, np.float32), "empty"),
+        (np.full((8, 8, 8), 3.3, np.float32), "empty"),
+        (np.full((8, 8, 8), -7e30, np.float32), "empty"),
         (np.zeros((8, 8, 8), np.float32), "empty"),
+        (with_a_voxel_of(1e20), "dwarf all others"),
+        (with_a_voxel_of(1e39), "no numbers"),
         (np.where(random((8, 8, 8)) > 100, np.nan, 1.0).astype(np.float32), "no numbers"),
         (random((8, 8, 8, 2)), "4 dimensions"),
     ],
@@ -71,6 +83,12 @@ def test_scans_are_resampled_to_the_tasks_spacing(tmp_path: Path) -> None:
 def test_a_scan_that_cannot_be_used_says_why(tmp_path: Path, values: np.ndarray, told: str) -> None:
     with pytest.raises(IngestError, match=told):
         read_volume(scan(tmp_path / "a.nii.gz", values), GRID)
+
+
+def test_a_bright_voxel_and_a_faint_contrast_are_no_fault(tmp_path: Path) -> None:
+    for name, values in (("bright", with_a_voxel_of(5000.0)), ("faint", 1e4 + 1e-3 * random((12, 12, 12)).astype(np.float64))):
+        read = read_volume(scan(tmp_path / f"{name}.nii", values), GRID)
+        assert np.nanstd(read) == pytest.approx(1, abs=1e-4)
 
 
 def test_a_scan_that_does_not_say_how_it_lies_in_space_is_refused(tmp_path: Path) -> None:
@@ -102,6 +120,15 @@ def test_a_mask_with_values_that_the_task_does_not_know_is_refused(tmp_path: Pat
         read_mask(scan(tmp_path / "p.nii.gz", labels * 0.3), GRID, {1})
 
 
+@pytest.mark.parametrize("label", [40_000, 65_535])
+def test_a_label_of_any_size_stays_itself(tmp_path: Path, label: int) -> None:
+    labels = np.zeros((8, 8, 8), np.uint16)
+    labels[2:4] = label
+    read = read_mask(scan(tmp_path / "m.nii.gz", labels), GRID, {label})
+    assert set(np.unique(read)) == {OUTSIDE, 0, label}
+    assert (read == label).sum() == 2 * 8 * 8 and (read == OUTSIDE).sum() == 16**3 - 8**3
+
+
 def test_voxels_that_are_not_a_millimetre_ask_for_a_spacing(tmp_path: Path) -> None:
     file = scan(tmp_path / "a.nii.gz", random((8, 8, 8)), np.diag([0.5, 0.5, 5, 1]))
     with pytest.raises(IngestError, match=r"its voxels are 0\.5 x 0\.5 x 5 mm, not 1 mm; set 'spacing_mm'"):
@@ -115,6 +142,48 @@ def test_where_a_scan_lies_does_not_depend_on_how_it_is_stored(tmp_path: Path) -
     one = place_of(scan(tmp_path / "a.nii", values))
     assert np.allclose(one, place_of(scan(tmp_path / "b.nii", values[::-1].copy(), flipped)))
     assert not np.allclose(one, place_of(scan(tmp_path / "c.nii", values, np.diag([-1.0, 1, 1, 1]))))
+
+
+def moved(by: float) -> np.ndarray:
+    affine = np.eye(4)
+    affine[0, 3] = by
+    return affine
+
+
+@pytest.mark.parametrize(
+    ("shape", "affine", "same"),
+    [
+        ((240, 4, 5), np.diag([1.0, 1, 1, 1]), True),
+        ((240, 4, 5), np.diag([1.0099, 1, 1, 1]), False),  # at the far end 2.4 mm
+        ((4, 240, 5), np.diag([1.0, 1, 1, 1]), False),
+        ((241, 4, 5), np.diag([1.0, 1, 1, 1]), False),
+        ((240, 4, 5), np.diag([1.0005, 1, 1, 1]), True),
+        ((240, 4, 5), np.diag([1.0, 1.02, 1, 1]), True),  # four voxels, 0.06 mm
+        ((240, 4, 5), moved(0.2), True),
+        ((240, 4, 5), moved(0.3), False),
+    ],
+)
+def test_two_scans_lie_in_the_same_place_if_their_corners_do(
+    tmp_path: Path, shape: tuple[int, ...], affine: np.ndarray, same: bool
+) -> None:
+    one = place_of(scan(tmp_path / "a.nii", random((240, 4, 5))))
+    other = place_of(scan(tmp_path / "b.nii", random(shape), affine))
+    assert _same_place(one, other) is _same_place(other, one) is same
+
+
+def test_a_header_that_turns_by_a_quaternion_says_the_same_place(tmp_path: Path) -> None:
+    turn, tilt = np.diag([-1.0, -1, 1]), np.radians(13.0)
+    turn @= np.array([[1, 0, 0], [0, np.cos(tilt), -np.sin(tilt)], [0, np.sin(tilt), np.cos(tilt)]])
+    places = []
+    for name, codes in (("matrix", (0, 1)), ("quaternion", (1, 0))):
+        affine = np.eye(4)
+        affine[:3, :3], affine[:3, 3] = turn, (119.7, 133.3, -71.1)
+        image = nibabel.Nifti1Image(random((240, 4, 200)), affine)
+        image.set_qform(affine, codes[0])
+        image.set_sform(affine, codes[1])
+        nibabel.save(image, tmp_path / f"{name}.nii")
+        places.append(place_of(tmp_path / f"{name}.nii"))
+    assert _same_place(*places)
 
 
 @pytest.mark.parametrize(

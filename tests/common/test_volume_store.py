@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
 import logging
 import os
 import threading
@@ -160,6 +161,44 @@ def test_another_grid_reads_all_anew_and_other_regions_the_masks(site: Path, rea
     cohort = opened(site, task_of(edge=20, core=1))
     assert cohort.inputs["flair"][0].shape == (1, 20, 20, 20)
     assert len(kept(site)) == 16
+
+
+def rewritten_in_its_old_time(site: Path) -> None:
+    file = site / "1-flair.nii"
+    before = file.stat()
+    write(file, np.random.default_rng(1).integers(0, 900, (14, 14, 14)).astype(np.int16))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+def test_a_scan_that_was_rewritten_with_its_old_size_and_time_is_read_anew(site: Path, reads: list[str]) -> None:
+    opened(site)
+    reads.clear()
+    rewritten_in_its_old_time(site)
+    opened(site)
+    assert set(reads) == {"1-flair.nii"}
+
+
+def test_links_that_a_simulation_makes_to_linked_scans_read_nothing_anew(site: Path, tmp_path: Path, reads: list[str]) -> None:
+    for cell in ("first", "second"):
+        (tmp_path / cell).mkdir()
+        for file in (f for f in site.iterdir() if f.is_file()):
+            os.link(file, tmp_path / cell / file.name)
+        opened(tmp_path / "first")
+        assert bool(reads) is (cell == "first")
+        reads.clear()
+
+
+@pytest.mark.parametrize("package", ["monai", "nibabel", "torch"])
+def test_another_version_of_what_reads_and_resamples_reads_all_anew(
+    site: Path, reads: list[str], package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened(site)
+    reads.clear()
+    version = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0" if name == package else version(name))
+    opened(site)
+    assert len(set(reads)) == len(kept(site)) == 16
 
 
 def test_half_a_file_is_never_believed(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:

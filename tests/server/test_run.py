@@ -229,7 +229,7 @@ def test_a_few_faulty_rows_are_left_out_and_many_keep_the_site_away(own: Path, t
     run_inproc(sites=own, run_dir=tmp_path / "many", experiment="tiny", overrides=QUICK)
     (event,) = (e for e in Record(tmp_path / "many").events("round") if e["phase"] == "enrol")
     (reason,) = event["left_out"].values()
-    assert "Site 'alder' refuses: 10 of" in reason and "in .consilium/findings.csv" in reason
+    assert "Site 'alder' refuses: more than limits.bad_rows" in reason and "in .consilium/findings.csv" in reason
     assert "notes" not in reason
     findings = (own / "alder" / ".consilium" / "findings.csv").read_text(encoding="utf-8")
     assert findings.count("the file does not exist") == 10

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from common.arrays import Arrays
 from common.learning.loop import Fit
-from common.messages import Arrays
 from server.rounds import RunFailed
 from server.update_gate import fault, not_finite, require_finite, score_fault
 

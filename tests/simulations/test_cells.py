@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import torch
 
 from common.arrays import read_arrays
 from common.config import load_config
-from common.data.cohort import Cohort, concatenate
+from common.data.cohort import Batch, Cohort, concatenate
 from common.evaluation.predictions import predict_patterns
 from common.learning.loop import derive_seed
 from server.record import Record
@@ -24,11 +26,12 @@ from simulations import baselines
 from simulations.ablations import Ablation
 from simulations.baselines import local, median, open_consortium, ridge
 from simulations.benchmarks.base import Benchmark, Split
-from simulations.cells import methods
+from simulations.cells import _with_patients, methods
 from simulations.consortium import write_tiny
 from simulations.results import load_cell
 from simulations.work import Job, Work
 from simulations.workers import run_one
+from tests.common.samples import make_cohort, make_task, write_folder
 
 
 def prepare(folder: Path, split: Split) -> dict[str, Any]:
@@ -121,6 +124,41 @@ def test_a_site_that_only_evaluates_gets_a_local_student_that_can_read_something
     assert {s: draw(s)[0] for s in of_all if not s.startswith("second")} == {
         s: n for s, n in of_all.items() if not s.startswith("second")
     }
+
+
+def test_a_patient_has_one_key_whether_or_not_a_cell_of_the_column_is_empty(tmp_path: Path) -> None:
+    keys = {}
+    for name, last in (("whole", "9"), ("gap", "")):
+        write_folder(tmp_path / name, make_task(modalities=["admission"]), 4, site=name)
+        table = pd.read_csv(tmp_path / name / "patients.csv", dtype=str)
+        table["patient_id"] = ["7", "7", "8", last]
+        table.to_csv(tmp_path / name / "patients.csv", index=False)
+        keys[name] = _with_patients(tmp_path / name, pd.DataFrame({"row": [0, 1, 2]}))["patient"].tolist()
+    assert keys["whole"] == keys["gap"]
+    assert keys["gap"][0] == keys["gap"][1] != keys["gap"][2]
+
+
+def test_a_validation_loss_looks_at_one_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    cohort = make_cohort(make_task(modalities=["admission"]), 24)
+    alive: list[weakref.ref[Batch]] = []
+    most = 0
+
+    def parts(cohort: Cohort, patch: object) -> Iterator[Batch]:
+        nonlocal most
+        for index in torch.arange(len(cohort)).split(4):
+            batch = cohort.batch(index)
+            alive.append(weakref.ref(batch))
+            most = max(most, sum(held() is not None for held in alive))
+            yield batch
+
+    class Silent(torch.nn.Module):
+        def forward(self, batch: Batch) -> torch.Tensor:
+            return torch.zeros(len(batch), 1)
+
+    monkeypatch.setattr(baselines, "parts_of", parts)
+    loss = baselines._pooled_loss(Silent(), [cohort, cohort.part("nowhere"), cohort], None)
+    assert loss == pytest.approx(np.log(2)) and len(alive) == 12
+    assert most == 2, "the one that is looked at, and the next"
 
 
 def run(work: Work, method: str) -> Path:

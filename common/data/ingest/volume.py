@@ -17,6 +17,8 @@ from common.task import Modality
 
 OUTSIDE = -1
 MILLIMETRE = 0.05  # by which a voxel of 1 mm may be off
+FLAT = 1e-6  # standard deviation, as a share of the mean, that rounding alone gives
+FAR, LOST = 10.0, 1e-3  # standard deviations: voxels beyond the one set aside, the others must differ by more than the other
 AGAIN = "export it again as NIfTI (.nii or .nii.gz)"
 
 
@@ -31,20 +33,26 @@ def read_volume(path: Path, modality: Modality) -> NDArray[np.float32]:
         float32 [1, D, H, W], NaN outside the scan.
 
     Raises:
-        IngestError: If the file is no readable scan, holds no numbers or a single grey value, or does not fit into the grid.
+        IngestError: If the file is no readable scan, holds no numbers, a single grey value or voxels that dwarf all others, or
+            does not fit into the grid.
     """
-    values = _resampled(*_loaded(path, "scan"), modality, "bilinear").astype(np.float32)
-    if not np.isfinite(values).all():
+    values = _resampled(*_loaded(path, "scan"), modality, "bilinear")
+    if not (np.abs(values) <= np.finfo(np.float32).max).all():
         raise IngestError(f"the scan holds voxels that are no numbers; {AGAIN}")
     inside = values != 0
-    deviation = values[inside].std() if inside.any() else 0.0
-    if not deviation > 0:
+    held = values[inside]  # float64: the squares of all finite float32 are finite
+    mean, deviation = (held.mean(), held.std()) if held.size else (0.0, 0.0)
+    if not deviation > FLAT * abs(mean):
         raise IngestError(f"the scan is empty: all its voxels are equal; {AGAIN}, or leave the cell empty")
-    scaled = np.where(inside, (values - values[inside].mean()) / deviation, 0.0)
-    return _centred(scaled.astype(np.float32), modality.voxels, np.nan)[None]
+    held = (held - mean) / deviation
+    if not held[np.abs(held) <= FAR].std() > LOST:
+        raise IngestError(f"a few voxels of the scan dwarf all others, which look equal beside them; {AGAIN}")
+    scaled = np.zeros(values.shape, np.float32)
+    scaled[inside] = held
+    return _centred(scaled, modality.voxels, np.nan)[None]
 
 
-def read_mask(path: Path, modality: Modality, known: set[int]) -> NDArray[np.int16]:
+def read_mask(path: Path, modality: Modality, known: set[int]) -> NDArray[np.int64]:
     """Returns a mask.
 
     Args:
@@ -53,7 +61,7 @@ def read_mask(path: Path, modality: Modality, known: set[int]) -> NDArray[np.int
         known: The values that it may hold, beside 0.
 
     Returns:
-        int16 [D, H, W], ``OUTSIDE`` outside the scan.
+        int64 [D, H, W], ``OUTSIDE`` outside the scan.
 
     Raises:
         IngestError: If the file is no readable mask, or holds another value.
@@ -61,13 +69,14 @@ def read_mask(path: Path, modality: Modality, known: set[int]) -> NDArray[np.int
     values = _resampled(*_loaded(path, "mask"), modality, "nearest")
     if not np.array_equal(values, np.round(values)):
         raise IngestError("the mask holds numbers that are not whole; export labels, not probabilities")
-    foreign = sorted(set(np.unique(values).astype(int).tolist()) - known - {0})
+    labels = values.astype(np.int64)  # a narrower type would turn a great label into another one
+    foreign = sorted(set(np.unique(labels).tolist()) - known - {0})
     if foreign:
         raise IngestError(
             f"the mask holds {', '.join(map(str, foreign[:5]))}, the task's regions know {', '.join(map(str, sorted(known)))}; "
             "correct the mask, or 'regions' in the task (BraTS writes 4 for enhancing tumour, other sets 3)"
         )
-    return _centred(values.astype(np.int16), modality.voxels, OUTSIDE)
+    return _centred(labels, modality.voxels, OUTSIDE)
 
 
 def _loaded(path: Path, what: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -1,13 +1,15 @@
 """Scans and masks as they were read, kept in the folder's own corner: to read NIfTI files takes seconds each.
 
-There is a file for each, named after a digest of everything that it was made from, so that a file that changed, or another grid,
-is read anew. Kept scans are mapped into memory, not loaded: only the voxels that somebody looks at are there, as long as they
-are needed. Where nothing can be written, scans are held in memory.
+There is a file for each, named after a digest of what it was made from and with: name, size and times of the file (its content
+is not read), grid and regions, this code, and the versions of the packages that read and resample. So a file that changed, or
+another grid, is read anew. Kept scans are mapped into memory, not loaded: only the voxels that somebody looks at are there, as
+long as they are needed. Where nothing can be written, scans are held in memory.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import logging
 import os
@@ -32,6 +34,7 @@ LOG = logging.getLogger(__name__)
 VOLUMES = "volumes"
 ENDING, PARTIAL = ".safetensors", ".partial"
 ABANDONED_S = 3600.0  # by then a file is written
+PACKAGES = ("monai", "nibabel", "torch")
 CODE = [hashlib.sha256(Path(module).read_bytes()).hexdigest() for module in (volume.__file__, __file__)]
 
 
@@ -54,6 +57,7 @@ class VolumeStore:
 
     folder: Path
     _known: dict[str, Volume] = field(default_factory=dict)
+    _versions: list[str] = field(default_factory=lambda: [importlib.metadata.version(package) for package in PACKAGES])
     _writable: bool = True
 
     def scan(self, cell: str, modality: Modality) -> Volume:
@@ -100,7 +104,9 @@ class VolumeStore:
         except OSError as error:
             raise IngestError(f"the file cannot be read ({type(error).__name__})") from None
         source = [str(file.relative_to(self.folder.resolve())), state.st_size, state.st_mtime_ns]
-        digest = hashlib.sha256(json.dumps([CODE, how, source]).encode()).hexdigest()
+        if state.st_nlink == 1:  # of linked files it also changes whenever a simulation makes or removes a link elsewhere
+            source.append(state.st_ctime_ns)
+        digest = hashlib.sha256(json.dumps([CODE, self._versions, how, source]).encode()).hexdigest()
         if digest not in self._known:
             self._known[digest] = self._mapped(digest) or self._stored(digest, Volume(make(), volume.place_of(file)))
         return self._known[digest]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from common.models.attention import AttentionBlock, Positions, mean_token
-from common.models.encoders.table import WideDeep, deviations
+from common.models.encoders.table import Summarised, WideDeep, deviations
 from common.models.registry import Encoder, Reading, Size, all_seen, encoder
 from common.task import Modality
 
@@ -40,23 +40,16 @@ def summaries(x: Tensor) -> Tensor:
 
 
 @encoder("series", "linear")
-class LinearSeries(Encoder):
-    """The summaries themselves: with a linear head, a logistic regression on them."""
+class LinearSeries(Summarised):
+    """The summaries themselves."""
 
     size: Size = "linear"
+    summarise = staticmethod(summaries)
 
     def __init__(self, modality: Modality, width: int, dropout: float) -> None:
         """Args as in :func:`common.models.registry.build_encoder`."""
         super().__init__()
         self.features = SUMMARIES * len(modality.features)
-
-    def prepared(self, x: Tensor) -> Tensor:
-        """[B, 2, T, F] -> [B, 9 F]."""
-        return x if x.ndim == 2 else summaries(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, 2, T, F] -> [B, 9 F]."""
-        return self.prepared(x)
 
 
 @encoder("series", "compact")
@@ -64,18 +57,11 @@ class CompactSeries(WideDeep):
     """The student's series encoder, on the summaries."""
 
     size: Size = "small"
+    summarise = staticmethod(summaries)
 
     def __init__(self, modality: Modality, width: int, dropout: float) -> None:
         """Args as in :func:`common.models.registry.build_encoder`."""
         super().__init__(SUMMARIES * len(modality.features), width, width, dropout)
-
-    def prepared(self, x: Tensor) -> Tensor:
-        """[B, 2, T, F] -> [B, 9 F]."""
-        return x if x.ndim == 2 else summaries(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, 2, T, F] -> [B, width]."""
-        return super().forward(self.prepared(x))
 
 
 def read_steps(steps: Tensor, feature: Tensor) -> Reading:

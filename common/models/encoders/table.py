@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -31,27 +33,37 @@ def table_features(x: Tensor) -> Tensor:
     return torch.cat([deviations(x[:, 0]), x[:, 1]], dim=1)
 
 
+class Summarised(Encoder):
+    """An encoder of a row of numbers that a function without parameters makes of a visit; by itself it is that row.
+
+    With a linear head that is a logistic regression on it. Subclasses set ``summarise``, from model-ready inputs to [B, inputs].
+    """
+
+    summarise: Callable[[Tensor], Tensor]
+
+    def prepared(self, x: Tensor) -> Tensor:
+        """Model-ready inputs, or [B, inputs] -> [B, inputs]."""
+        return x if x.ndim == 2 else self.summarise(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Model-ready inputs, or [B, inputs] -> [B, features]."""
+        return self.prepared(x)
+
+
 @encoder("table", "linear")
-class LinearTable(Encoder):
-    """Deviations and missing flags themselves: with a linear head, a logistic regression on them."""
+class LinearTable(Summarised):
+    """Deviations and missing flags themselves."""
 
     size: Size = "linear"
+    summarise = staticmethod(table_features)
 
     def __init__(self, modality: Modality, width: int, dropout: float) -> None:
         """Args as in :func:`common.models.registry.build_encoder`."""
         super().__init__()
         self.features = 3 * table_columns(modality)
 
-    def prepared(self, x: Tensor) -> Tensor:
-        """[B, 2, D] -> [B, 3 D]."""
-        return x if x.ndim == 2 else table_features(x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, 2, D] -> [B, 3 D]."""
-        return self.prepared(x)
-
-
-class WideDeep(Encoder):
+class WideDeep(Summarised):
     """A linear map plus a small multi-layer perceptron: can equal a linear teacher, and can bend where data ask for it."""
 
     def __init__(self, inputs: int, width: int, hidden: int, dropout: float) -> None:
@@ -63,7 +75,8 @@ class WideDeep(Encoder):
         nn.init.zeros_(self.wide.weight)  # a column that training never moves must not speak at the test
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, inputs] -> [B, width]."""
+        """Model-ready inputs, or [B, inputs] -> [B, width]."""
+        x = self.prepared(x)
         wide: Tensor = self.wide(x)
         deep: Tensor = self.deep(x)
         return wide + deep
@@ -74,19 +87,12 @@ class CompactTable(WideDeep):
     """The student's table encoder."""
 
     size: Size = "small"
+    summarise = staticmethod(table_features)
     hidden = 1
 
     def __init__(self, modality: Modality, width: int, dropout: float) -> None:
         """Args as in :func:`common.models.registry.build_encoder`."""
         super().__init__(3 * table_columns(modality), width, self.hidden * width, dropout)
-
-    def prepared(self, x: Tensor) -> Tensor:
-        """[B, 2, D] -> [B, 3 D]."""
-        return x if x.ndim == 2 else table_features(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, 2, D] -> [B, width]."""
-        return super().forward(self.prepared(x))
 
 
 @encoder("table", "small")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from common.models.encoders.series import SUMMARIES, summaries
-from common.models.encoders.table import WideDeep, deviations
-from common.models.registry import Encoder, Size, encoder
+from common.models.encoders.table import Summarised, WideDeep, deviations
+from common.models.registry import Size, encoder
 from common.task import Modality
 
 TRENDS = SUMMARIES - 1 + 4
@@ -37,23 +37,16 @@ def trends(x: Tensor) -> Tensor:
 
 
 @encoder("series", "trend")
-class TrendSeries(Encoder):
-    """The summaries with trend themselves: with a linear head, a logistic regression on them."""
+class TrendSeries(Summarised):
+    """The summaries with trend themselves."""
 
     size: Size = "linear"
+    summarise = staticmethod(trends)
 
     def __init__(self, modality: Modality, width: int, dropout: float) -> None:
         """Args as in :func:`common.models.registry.build_encoder`."""
         super().__init__()
         self.features = TRENDS * len(modality.features)
-
-    def prepared(self, x: Tensor) -> Tensor:
-        """[B, 2, T, F] -> [B, 12 F]."""
-        return x if x.ndim == 2 else trends(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, 2, T, F] -> [B, 12 F]."""
-        return self.prepared(x)
 
 
 @encoder("series", "compact-trend")
@@ -61,15 +54,8 @@ class CompactTrendSeries(WideDeep):
     """A student's series encoder, on the summaries with trend."""
 
     size: Size = "small"
+    summarise = staticmethod(trends)
 
     def __init__(self, modality: Modality, width: int, dropout: float) -> None:
         """Args as in :func:`common.models.registry.build_encoder`."""
         super().__init__(TRENDS * len(modality.features), width, width, dropout)
-
-    def prepared(self, x: Tensor) -> Tensor:
-        """[B, 2, T, F] -> [B, 12 F]."""
-        return x if x.ndim == 2 else trends(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, 2, T, F] -> [B, width]."""
-        return super().forward(self.prepared(x))
