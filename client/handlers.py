@@ -10,6 +10,7 @@ import torch
 
 from client.site import Site
 from common.arrays import (
+    Arrays,
     consilium_of,
     module_arrays,
     moments_arrays,
@@ -33,7 +34,6 @@ from common.learning.lessons import (
 )
 from common.learning.loop import derive_seed, span_of
 from common.messages import (
-    Arrays,
     EnrolReply,
     EnrolRequest,
     EvaluateReply,

@@ -136,10 +136,13 @@ def test_a_run_is_resumed_only_with_the_same_task_sites_and_settings(own: Path) 
     assert plan() != first
 
 
-def test_a_site_that_only_evaluates_makes_the_others_train_with_everybody(own: Path) -> None:
-    assert benchmark(own).overrides["student"][1:] == ("split.test=0",)
-    assert benchmark(own, "split.test=0.2").overrides["student"][1:] == ("split.test=0", "split.test=0.2")
+def test_sites_hold_nobody_back_for_what_another_site_or_the_reference_set_does(own: Path) -> None:
+    assert benchmark(own).overrides["student"][1:] == ("split.test=0", "split.meta=0")
+    assert benchmark(own, "split.test=0.2").overrides["student"][1:] == ("split.test=0", "split.meta=0", "split.test=0.2")
+    assert benchmark(own, "weights=lookahead").overrides["student"][1:] == ("split.test=0", "weights=lookahead")
     shutil.rmtree(own / "sites" / "test")
+    assert benchmark(own).overrides["student"][1:] == ("split.meta=0",)
+    shutil.rmtree(own / "sites" / "reference")
     assert benchmark(own).overrides["student"][1:] == ()
     with pytest.raises(ConsiliumError, match=r"Nobody is left to test on.*split\.test"):
         benchmark(own, "split.test=0")
