@@ -103,8 +103,12 @@ def _check_several(places: Sequence[Path], strays: Sequence[Finding], config: Co
     between = [*strays, *unit_warnings(opened, cohorts), *shared_patients(opened)]
     if between:
         _show_findings("Warnings between sites", between, console)
-    console.print(f"In all: {within:,} warning(s) within sites, {len(between):,} between sites")
-    return named and len(cohorts) == len(places) and not any(c.findings for c in cohorts.values())
+    refused, faults = len(places) - len(cohorts) + (not named), sum(len({f.row for f in c.findings}) for c in cohorts.values())
+    console.print(
+        f"In all: {refused:,} refused (see above), {faults:,} visit(s) left out, "
+        f"{within:,} warning(s) within sites, {len(between):,} between sites"
+    )
+    return not refused and not faults
 
 
 @contextmanager

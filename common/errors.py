@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+MOST_NAMED, NEAR = 40, 10
 BARE_YES = "YAML reads yes and no as true and false; put them in quotes"
 
 
@@ -38,15 +39,17 @@ class TooManyFaults(ConsiliumError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Returns ``"; did you mean 'x'? Known: a, b, c"`` for an unknown word.
+    """Returns ``"; did you mean 'x'? Known: a, b, c"`` for an unknown word; of many names only those that are near.
 
     Args:
         word: What the user wrote.
         known: Every valid name.
     """
     names = sorted(known)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.0)
+    close = difflib.get_close_matches(word, names, n=NEAR, cutoff=0.0)
     hint = f"; did you mean '{close[0]}'?" if close else "."
+    if len(names) > MOST_NAMED:
+        return f"{hint} Known: {', '.join(sorted(close))} and {len(names) - len(close):,} more"
     return f"{hint} Known: {', '.join(names) or 'none'}"
 
 

@@ -93,7 +93,14 @@ def newest(docs: Path, out: Path | None = None) -> Source:
     Args:
         docs: Folder of the documentation.
         out: Folder of all runs; see :func:`simulations.bench.runs_root`.
+
+    Raises:
+        ConsiliumError: If the documentation keeps no results.
     """
+    if not (docs / "results").is_dir():
+        raise ConsiliumError(
+            f"{docs.resolve()} keeps no results. Run in the checkout of the project, or name its docs with --docs."
+        )
     kept = kept_in(docs)
 
     def find(benchmark: Benchmark, variant: str | None) -> Results | None:

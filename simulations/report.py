@@ -15,6 +15,7 @@ import pandas as pd
 
 from common.arrays import write_atomically, write_json
 from common.errors import ConsiliumError
+from common.evaluation.metrics import LOWER_IS_BETTER
 from common.evaluation.results import FILE_NAME, Comparison, Results, Row, load_results
 from simulations.ablations import MAIN
 from simulations.benchmarks.base import CUSTOM, benchmarks
@@ -38,6 +39,7 @@ from simulations.tables import (
 )
 
 MACHINE = ("platform", "cpus")
+ASKED_FOR = ("fedavg", "central", "student-no-kd", "student-uniform", "teachers")
 VERSIONS = ("flwr", "torch", "scikit-learn")
 HEAD = """# Results
 
@@ -106,7 +108,23 @@ def render(docs: Path) -> str:
     """Returns the text of ``results.md``: benchmarks on real patients first, each with its ablation behind it."""
     kept = [_as_told_now(load_results(file)) for file in sorted((docs / "results").glob("*.json"))]
     order = sorted(kept, key=lambda r: (r.data == "generated", r.benchmark, _variant(r), is_ablation(r), _some_factors(r)))
-    return "\n".join([HEAD, *map(_section, order)] if order else [HEAD, "No run is kept yet.\n"])
+    return "\n".join([HEAD, _overview(order), *map(_section, order)] if order else [HEAD, "No run is kept yet.\n"])
+
+
+def _overview(kept: Sequence[Results]) -> str:
+    """Returns the student against the methods that everybody asks for, on every benchmark kept."""
+    lines = []
+    for results in (r for r in kept if not is_ablation(r)):
+        metric = main_metrics(results, 1)[0]
+        whole = {c.b: c for c in results.comparisons if (c.a, c.metric, c.pattern, c.output) == (MAIN, metric, ALL, None)}
+        own = next(r for r in pooled(results) if (r.method, r.metric, r.pattern) == (MAIN, metric, ALL))
+        name = "-".join(filter(None, (results.benchmark, _variant(results))))
+        told = [f"{difference(bounds_of(whole[m]))} {verdict(whole[m])}" if m in whole else "-" for m in ASKED_FOR]
+        kind = " (generated)" if results.data == "generated" else ""
+        lower = " (lower is better)" if metric in LOWER_IS_BETTER else ""
+        lines.append([f"`{name}`{kind}", f"{NAMES.get(metric, metric)}{lower}", spread(own.mean, own.sd), *told])
+    head = ["benchmark", "metric", f"`{MAIN}`", *(f"against `{m}`" for m in ASKED_FOR)]
+    return "## In one table\n\n" + markdown_table(head, lines) if lines else ""
 
 
 def _as_told_now(results: Results) -> Results:

@@ -108,7 +108,10 @@ def split_table(
             if column != output and task.type != "multiclass":
                 say(f"Column '{column}' is taken for output '{output}' of task '{task.name}'.")
         frame = frame[frame[list(labels.values())].notna().all(axis=1)].reset_index(drop=True)
-        return _write(frame, task, labels, out, wish, say)
+        dealt = _write(frame, task, labels, out, wish, say)
+        if new:
+            say(f"Written {task_file}: {task.type}, {', '.join(task.outputs)}. Correct it if that is not what the table means.")
+        return dealt
     except BaseException:
         if new:
             task_file.unlink()
@@ -327,4 +330,5 @@ def split_command(
         shown.add_row(*(escape(str(cell)) for cell in line))
     console = terminal.console()
     console.print(shown)
+    console.print(f"First: consilium-client check {out} --task {task}", soft_wrap=True, markup=False)
     console.print(f"Next: consilium-bench run {CUSTOM} --task {task} --sites {out}", soft_wrap=True, markup=False)

@@ -125,6 +125,7 @@ def _frame(visits: Cohort, scores: np.ndarray[Any, Any], pattern: str, model: st
     outputs = prediction_columns(visits.task)
     labels = visits.labels.numpy()
     table = np.eye(len(outputs))[labels] if labels.ndim == 1 else labels
+    told = table.ravel() if visits.labelled else np.full(table.size, np.nan)
     return pd.DataFrame(
         {
             "row": np.repeat(visits.row, len(outputs)),
@@ -133,7 +134,7 @@ def _frame(visits: Cohort, scores: np.ndarray[Any, Any], pattern: str, model: st
             "model": model,
             "output": np.tile(np.array(outputs), len(visits)),
             "score": scores.ravel().astype(np.float64),
-            "label": table.ravel().astype(np.float64),
+            "label": told.astype(np.float64),
         }
     )
 

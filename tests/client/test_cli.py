@@ -166,7 +166,10 @@ def test_a_folder_of_sites_is_checked_whole_and_its_patients_are_compared(tiny: 
     done = check(sites)
     assert done.exit_code == 0, done.output
     assert re.findall("Site: (.*)", done.output) == ["alder", "birch", "reference"]
-    assert done.output.splitlines()[-1] == "In all: 0 warning(s) within sites, 3 between sites"
+    assert (
+        done.output.splitlines()[-1]
+        == "In all: 0 refused (see above), 0 visit(s) left out, 0 warning(s) within sites, 3 between sites"
+    )
     shutil.copytree(sites / "alder", sites / "cedar")
     change(sites / "cedar", "site: alder", "site: cedar")
     change(sites / "birch", "unit: a", "unit: mo")

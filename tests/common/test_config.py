@@ -147,6 +147,8 @@ def test_a_group_is_trained_as_its_name_its_architecture_or_the_default_says() -
 def test_nearest_names_one_and_lists_all() -> None:
     assert nearest("lat", ["joint", "late"]) == "; did you mean 'late'? Known: joint, late"
     assert nearest("x", []) == ". Known: none"
+    said = nearest("rna_17", [f"rna_{i}" for i in range(20_000)])
+    assert said.startswith("; did you mean 'rna_17'? Known: rna_") and said.endswith("and 19,990 more") and len(said) < 200
 
 
 def test_keys_of_a_path_that_leads_nowhere_are_none() -> None:

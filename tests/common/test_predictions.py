@@ -94,6 +94,12 @@ def test_scores_and_labels_are_those_of_the_patients(kind: TaskType) -> None:
     assert labels.tolist() == cohort.labels.tolist()
 
 
+def test_of_patients_without_labels_the_label_is_empty() -> None:
+    unlabelled = replace(make_cohort(make_task("binary", THREE), 6), labelled=False)
+    frame = predict_patterns(unlabelled, speakers_of("binary"), READY)
+    assert frame["label"].isna().all() and frame["score"].notna().all()
+
+
 def test_a_masked_pattern_is_predicted_without_the_others() -> None:
     cohort = make_cohort(make_task("binary", THREE), 25, complete=True)
     speakers = speakers_of("binary")

@@ -151,6 +151,15 @@ def test_two_settings_that_are_rivals_are_compared_on_every_combination(tmp_path
     assert all(line.startswith("| off | off, labels alone | ") and line.endswith(" better |") for line in lines)
 
 
+def test_the_document_begins_with_one_line_per_benchmark(tmp_path: Path, methods: Results, ablation: Results) -> None:
+    _, _, after = report.render(kept(tmp_path, methods, ablation)).partition("## In one table\n")
+    head, _, *lines = after.strip().split("\n\n")[0].splitlines()
+    assert head.startswith("| benchmark | metric | `student` | against `fedavg` | against `central` |")
+    (line,) = lines
+    against = next(c for c in methods.comparisons if (c.b, c.metric, c.pattern) == ("fedavg", "auroc", "all"))
+    assert line.startswith("| `fake-mortality` (generated) | AUROC | ") and f"| {against.difference:+.3f} [" in line
+
+
 def test_ablations_of_some_factors_are_kept_beside_each_other(tmp_path: Path, ablation: Results) -> None:
     told = ablation.environment["ablations"]
     some = [with_environment(ablation, ablations=part, command="bench it --only x") for part in (told[:1], told[1:3])]
@@ -165,6 +174,7 @@ def test_real_patients_come_first_and_an_ablation_behind_its_methods(tmp_path: P
     real = methods.model_copy(update={"data": "real", "benchmark": "zebra"})
     text = report.render(kept(tmp_path, ablation, methods, real))
     assert re.findall(r"^## (.*)$", text, flags=re.M) == [
+        "In one table",
         "`zebra`: methods",
         "`fake-mortality`: methods",
         "`fake-mortality`: ablation",
