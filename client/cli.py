@@ -97,7 +97,7 @@ def _check_several(places: Sequence[Path], strays: Sequence[Finding], config: Co
             within += number
     named = False
     with _refusals(console):
-        check_names(manifests.values())
+        check_names(manifests)
         named = True
     opened = {folder: manifests[folder] for folder in cohorts}
     between = [*strays, *unit_warnings(opened, cohorts), *shared_patients(opened)]

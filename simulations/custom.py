@@ -170,7 +170,7 @@ def _manifests(sites: Path) -> dict[Path, Manifest]:
         names = ", ".join(f"'{stray.name}'" for stray in strays)
         raise ConsiliumError(f"Folder(s) {names} in {sites} have no {FILE_NAME}. Write a manifest, or move the folder away.")
     found = {folder: load_manifest(folder) for folder in folders}
-    check_names(found.values())
+    check_names(found)
     return found
 
 

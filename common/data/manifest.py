@@ -27,8 +27,7 @@ manifest's folder and may not leave it. ``key`` says that the file holds many vi
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -178,15 +177,21 @@ def check_labels(manifest: Manifest) -> None:
         )
 
 
-def check_names(manifests: Iterable[Manifest]) -> None:
+def check_names(manifests: Mapping[Path, Manifest]) -> None:
     """Checks that every site of a machine has a name of its own.
 
+    Args:
+        manifests: Folder -> manifest.
+
     Raises:
-        ConsiliumError: Naming the first name that two have.
+        ConsiliumError: Naming the first name that two have, and their folders.
     """
-    twice = [name for name, number in Counter(m.site for m in manifests).items() if number > 1]
-    if twice:
-        raise ConsiliumError(f"Two manifests name their site '{twice[0]}'. Give every site a name of its own.")
+    seen: dict[str, Path] = {}
+    for folder, manifest in manifests.items():
+        other = seen.setdefault(manifest.site, folder)
+        if other != folder:
+            both = f"'{other.name}' and '{folder.name}'"
+            raise ConsiliumError(f"The manifests in {both} name their site '{manifest.site}' alike. Give each a name of its own.")
 
 
 def load_manifest(path: Path, name: str | None = None) -> Manifest:

@@ -100,7 +100,7 @@ def test_two_sites_of_one_name_are_refused_as_a_run_on_own_data_refuses_them(tin
     shutil.copytree(tiny / "alder", tmp_path / "sites" / "cedar")
     done = check(tmp_path / "sites")
     assert done.exit_code == 1 and re.findall("Refused: (.*)", done.output) == [
-        "Two manifests name their site 'alder'. Give every site a name of its own."
+        "The manifests in 'alder' and 'cedar' name their site 'alder' alike. Give each a name of its own."
     ]
 
 
