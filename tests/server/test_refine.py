@@ -58,8 +58,8 @@ def gradient(*omega: float) -> dict[str, Any]:
 
 
 def test_the_sites_gradients_move_weights_scale_and_bias(tmp_path: Path) -> None:
-    heavy = changed(meta=gradient(1.0, -1.0), meta_count=30)
-    light = changed(meta=gradient(-1.0, 1.0), meta_count=10)
+    heavy = changed(meta=gradient(1.0, -1.0), meta_count=6)
+    light = changed(meta=gradient(-1.0, 1.0), meta_count=2)
     sites = three()
     for site, script in zip(sites, (heavy, light, changed(meta={}, meta_count=0)), strict=True):
         site.script = in_round("train.refine", 0, script)
