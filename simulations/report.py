@@ -39,6 +39,7 @@ from simulations.tables import (
 )
 
 MACHINE = ("platform", "cpus")
+EQUAL = 1e-6  # by which equal weights differ through rounding
 ASKED_FOR = ("fedavg", "central", "student-no-kd", "student-uniform", "teachers")
 VERSIONS = ("flwr", "torch", "scikit-learn")
 HEAD = """# Results
@@ -117,7 +118,9 @@ def _overview(kept: Sequence[Results]) -> str:
     for results in (r for r in kept if not is_ablation(r)):
         metric = main_metrics(results, 1)[0]
         whole = {c.b: c for c in results.comparisons if (c.a, c.metric, c.pattern, c.output) == (MAIN, metric, ALL, None)}
-        own = next(r for r in pooled(results) if (r.method, r.metric, r.pattern) == (MAIN, metric, ALL))
+        own = next((r for r in pooled(results) if (r.method, r.metric, r.pattern) == (MAIN, metric, ALL)), None)
+        if own is None:  # kept of a run of other methods only
+            continue
         name = "-".join(filter(None, (results.benchmark, _variant(results))))
         told = [f"{difference(bounds_of(whole[m]))} {verdict(whole[m])}" if m in whole else "-" for m in ASKED_FOR]
         kind = " (generated)" if results.data == "generated" else ""
@@ -263,7 +266,12 @@ def _weights(results: Results) -> list[str]:
     if frame.empty:
         return []
     mean = frame.groupby("modality")["value"].mean()
-    return [f"- Its modality weights in the end, mean over cells: {', '.join(f'{m} {v:.2f}' for m, v in mean.items())}."]
+    said = [f"- Its modality weights in the end, mean over cells: {', '.join(f'{m} {v:.2f}' for m, v in mean.items())}."]
+    if len(mean) > 1:
+        spreads = frame.groupby(["seed", "fold"])["value"].agg(lambda values: values.max() - values.min())
+        differ = int((spreads > EQUAL).sum())
+        said.append(f"- They differ in {differ} of {len(spreads)} cells; in the others equal ones were kept.")
+    return said
 
 
 def _ablation(results: Results) -> list[str]:

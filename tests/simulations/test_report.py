@@ -160,6 +160,25 @@ def test_the_document_begins_with_one_line_per_benchmark(tmp_path: Path, methods
     assert line.startswith("| `fake-mortality` (generated) | AUROC | ") and f"| {against.difference:+.3f} [" in line
 
 
+def test_a_run_without_the_student_has_no_line_there(tmp_path: Path, methods: Results) -> None:
+    others = methods.model_copy(
+        update={
+            "rows": [r for r in methods.rows if r.method != "student"],
+            "comparisons": [],
+            "weights": [],
+        }
+    )
+    text = report.render(kept(tmp_path, others))
+    assert "## In one table" not in text and "## `fake-mortality`: methods" in text
+
+
+def test_the_document_counts_the_cells_that_kept_equal_weights(tmp_path: Path, methods: Results) -> None:
+    first = (methods.seeds[0], 0)
+    even = [w.model_copy(update={"value": 1 / 3}) if (w.seed, w.fold) == first else w for w in methods.weights]
+    text = report.render(kept(tmp_path, methods.model_copy(update={"weights": even})))
+    assert "- They differ in 3 of 4 cells; in the others equal ones were kept." in text
+
+
 def test_ablations_of_some_factors_are_kept_beside_each_other(tmp_path: Path, ablation: Results) -> None:
     told = ablation.environment["ablations"]
     some = [with_environment(ablation, ablations=part, command="bench it --only x") for part in (told[:1], told[1:3])]

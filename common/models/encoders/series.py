@@ -34,7 +34,7 @@ def summaries(x: Tensor) -> Tensor:
     low = value.masked_fill(seen == 0, torch.inf).amin(1).masked_fill(never, 0.0)
     high = value.masked_fill(seen == 0, -torch.inf).amax(1).masked_fill(never, 0.0)
     steps = torch.arange(1, x.shape[2] + 1, device=x.device, dtype=x.dtype)[None, :, None]
-    latest = (seen * steps).amax(1, keepdim=True).long().sub(1).clamp(min=0)  # argmax is ten times as slow
+    latest = (seen * steps).amax(1, keepdim=True).long().sub(1).clamp(min=0)  # where argmax is slow
     last = value.gather(1, latest).squeeze(1).masked_fill(never, 0.0)
     return torch.cat([deviations(torch.cat([mean, low, high, last], dim=1)), count / x.shape[2]], dim=1)
 
