@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -69,7 +69,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Cohort:
-    """Patient visits of one folder.
+    """Patient visits of one folder; nothing writes into its tensors.
 
     Attributes:
         task: What is predicted from what.
@@ -93,13 +93,22 @@ class Cohort:
     row: NDArray[np.int64]
     split: NDArray[np.str_]
     findings: tuple[Finding, ...] = ()
+    _kept: dict[Hashable, Cohort] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         """Returns N."""
         return len(self.row)
 
+    def keeping(self, what: Hashable, made: Callable[[], Cohort]) -> Cohort:
+        """Returns what is made of this cohort; made once, and kept with it: every round asks for the same again."""
+        if what not in self._kept:
+            self._kept[what] = made()
+        return self._kept[what]
+
     def select(self, keep: NDArray[np.generic]) -> Cohort:
         """Returns the visits at a boolean mask or at indices, in that order."""
+        if keep.dtype == bool and keep.all():
+            return self
         index = np.flatnonzero(keep) if keep.dtype == bool else keep.astype(np.int64)
         at = torch.from_numpy(index)
         return replace(
@@ -114,13 +123,17 @@ class Cohort:
 
     def part(self, *splits: str) -> Cohort:
         """Returns the visits of the named splits."""
-        return self.select(np.isin(self.split, splits))
+        return self.keeping(("part", *splits), lambda: self.select(np.isin(self.split, splits)))
 
     def holding(self, modality: str) -> Cohort:
-        """Returns the visits that have a modality, or lack none (``complete``)."""
+        """Returns the visits that have a modality, with its inputs alone; or those that lack none (``complete``), with all."""
+        return self.keeping(("holding", modality), lambda: self._holding(modality))
+
+    def _holding(self, modality: str) -> Cohort:
         if modality == COMPLETE:
             return self.select(self.present.all(1).numpy())
-        return self.select(self.present[:, list(self.task.modalities).index(modality)].numpy())
+        alone = replace(self, inputs={modality: self.inputs[modality]})
+        return alone.select(self.present[:, list(self.task.modalities).index(modality)].numpy())
 
     def batch(self, index: Tensor | None = None) -> Batch:
         """Returns visits, all by default, as a batch; of volumes only visits that are named are read."""

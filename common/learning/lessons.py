@@ -55,7 +55,7 @@ def train_teacher(
         validation: If given, the best validated epoch is kept.
     """
     encoders = teacher.network.encoders if isinstance(teacher, CompleteTeacher) else {modality: teacher.encoder}
-    train = prepared(_read_by(teacher, modality, train), encoders.items())
+    train = prepared(train, encoders.items())
 
     def loss(index: Tensor, generator: torch.Generator) -> Tensor:
         batch = _seen(train.batch(index), teacher.patch, generator)
@@ -65,20 +65,20 @@ def train_teacher(
     return fit(teacher, len(train), loss, training, epochs=epochs, seed=seed, span=span, validate=validate)
 
 
-def _read_by(teacher: Teacher | CompleteTeacher, modality: str, cohort: Cohort) -> Cohort:
-    """Returns a cohort without the inputs that a teacher does not read: of volumes they would be read from their files."""
-    return cohort if isinstance(teacher, CompleteTeacher) else replace(cohort, inputs={modality: cohort.inputs[modality]})
+def prepared(cohort: Cohort, encoders: Iterable[tuple[str, nn.Module]]) -> Cohort:
+    """Returns a model-ready cohort with what encoders, named by their modality, prepare (:meth:`Encoder.prepared`)."""
+    named = [(name, cast("Encoder", module)) for name, module in encoders]
+    preparing = {name: encoder for name, encoder in named if type(encoder).prepared is not Encoder.prepared}
+    by = tuple((name, type(encoder)) for name, encoder in preparing.items())
+    return cohort.keeping(("prepared", *by), lambda: _prepared(cohort, preparing))
 
 
 @torch.no_grad()
-def prepared(cohort: Cohort, encoders: Iterable[tuple[str, nn.Module]]) -> Cohort:
-    """Returns a model-ready cohort with what encoders, named by their modality, prepare (:meth:`Encoder.prepared`)."""
+def _prepared(cohort: Cohort, encoders: Mapping[str, Encoder]) -> Cohort:
     whole, inputs = cohort.batch(), dict(cohort.inputs)
-    for name, module in encoders:
-        encoder = cast("Encoder", module)
-        if type(encoder).prepared is not Encoder.prepared:
-            held = whole.holders(list(cohort.task.modalities).index(name))  # what the others hold there means nothing
-            inputs[name] = whole.spread(encoder.prepared(inputs[name][held]), held)
+    for name, encoder in encoders.items():
+        held = whole.holders(list(cohort.task.modalities).index(name))  # what the others hold there means nothing
+        inputs[name] = whole.spread(encoder.prepared(inputs[name][held]), held)
     return replace(cohort, inputs=inputs)
 
 
@@ -86,7 +86,7 @@ def prepared(cohort: Cohort, encoders: Iterable[tuple[str, nn.Module]]) -> Cohor
 def teacher_loss(teacher: Teacher | CompleteTeacher, modality: str, cohort: Cohort) -> float:
     """Returns the mean task loss of what a teacher says of visits that hold what it reads."""
     kind, parts = cohort.task.type, []
-    for batch in parts_of(_read_by(teacher, modality, cohort), teacher.patch):
+    for batch in parts_of(cohort, teacher.patch):
         said = teacher(batch).fused if isinstance(teacher, CompleteTeacher) else teacher(batch.inputs[modality])
         parts.append(task_loss(kind, said, batch.labels))
     return float(torch.cat(parts).mean())

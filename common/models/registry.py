@@ -54,7 +54,8 @@ class Encoder(nn.Module):
     def prepared(self, x: Tensor) -> Tensor:
         """Returns what the parameters work on, and that itself as it is: a training loop works it out once for all its steps.
 
-        Overridden where that depends on no parameter and is not much larger than the inputs; ``forward`` and ``read`` take both.
+        Overridden where that depends on the class alone, on no parameter, and is not much larger than the inputs; ``forward`` and
+        ``read`` take both.
         """
         return x
 

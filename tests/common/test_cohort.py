@@ -32,7 +32,19 @@ def test_a_selection_keeps_rows_together() -> None:
     held = cohort.holding("labs")
     assert held.inputs["labs"].isfinite().all()
     assert len(held) == int(cohort.present[:, 2].sum())
+    assert set(held.inputs) == {"labs"}
     assert len(cohort.part("train", "meta")) == len(cohort.part("train")) + len(cohort.part("meta"))
+
+
+def test_a_part_is_made_once_and_belongs_to_its_cohort() -> None:
+    cohort = make_cohort(make_task(), 20)
+    train, held = cohort.part("train"), cohort.holding("labs")
+    assert cohort.part("train") is train
+    assert cohort.holding("labs") is held
+    assert cohort.part("train", "validation", "meta", "test") is cohort
+    assert train.part("train") is train
+    moved = replace(cohort, split=cohort.split[::-1].copy())
+    assert moved.part("train").row.tolist() == cohort.row[moved.split == "train"].tolist()
 
 
 @pytest.mark.parametrize(
