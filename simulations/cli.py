@@ -44,29 +44,48 @@ Name = Annotated[str, typer.Argument(help="Benchmark; see 'list'.")]
 
 
 @app.command("list")
-def list_benchmarks(as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False) -> None:
-    """Lists the benchmarks."""
+def list_benchmarks(
+    name: Annotated[str | None, typer.Argument(help="Benchmark to tell more of.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+) -> None:
+    """Lists the benchmarks, or tells the methods, variants and ablations of one."""
+    listed = [get(name)] if name else list(benchmarks().values())
     if as_json:
         fields = ("name", "title", "experiment", "data", "data_version", "modalities", "methods", "folds", "seeds", "metrics")
-        listed = [
-            {f: getattr(b, f) for f in fields} | {"variants": b.variants, "factors": _factors(b)} for b in benchmarks().values()
-        ]
-        typer.echo(json.dumps(listed, indent=1))
+        told = [{f: getattr(b, f) for f in fields} | {"variants": b.variants, "factors": _factors(b)} for b in listed]
+        typer.echo(json.dumps(told, indent=1))
         return
-    table = Table("name", "what", "data", "folds x seeds", "methods", "variants", "ablations")
-    for b in benchmarks().values():
-        data = b.data_version if b.data == "real" else f"GENERATED: {b.data_version}"
-        variants = ", ".join(v for v in b.variants if v) or "-"
-        table.add_row(
-            b.name,
-            escape(b.title),
-            escape(data),
-            f"{b.folds} x {b.seeds}",
-            ", ".join(b.methods),
-            variants,
-            str(len(_factors(b)) or "-"),
-        )
-    terminal.console().print(table)
+    console = terminal.console()
+    if name:
+        _tell(console, *listed)
+        return
+    table = Table("name", "what", "data")
+    for b in listed:
+        table.add_row(b.name, escape(b.title), escape(_data(b)))
+    console.print(table)
+    console.print("Methods, variants and ablations of one: consilium-bench list NAME", highlight=False)
+
+
+def _tell(console: Console, benchmark: Benchmark) -> None:
+    """Prints what can be asked of a benchmark, with the options that ask for it."""
+    lines = {
+        benchmark.name: benchmark.title,
+        "Data": _data(benchmark),
+        "Cells of a method": f"{benchmark.folds} fold(s) x {benchmark.seeds} seeds",
+        "Methods (run --only)": ", ".join(benchmark.methods),
+        "Variants (run --variant)": ", ".join(v for v in benchmark.variants if v) or "none",
+    }
+    for what, said in lines.items():
+        console.print(f"{what}: {said}", markup=False, highlight=False, soft_wrap=True)
+    if benchmark.ablations:
+        settings = Table("factor (ablate --only)", "other setting", "method")
+        for ablation in benchmark.ablations:
+            settings.add_row(ablation.factor, ablation.setting, ablation.name)
+        console.print(settings)
+
+
+def _data(benchmark: Benchmark) -> str:
+    return benchmark.data_version if benchmark.data == "real" else f"GENERATED: {benchmark.data_version}"
 
 
 def _factors(benchmark: Benchmark) -> list[str]:

@@ -375,6 +375,10 @@ def test_list_names_every_benchmark_for_people_and_programs() -> None:
     assert [(b["name"], b["data"], b["methods"], b["folds"]) for b in listed][:1] == [(NAME, "generated", list(METHODS), 2)]
     assert listed[0]["factors"] and not listed[1]["factors"]
     assert NAME in CliRunner().invoke(cli.app, ["list"]).output
+    of_one = CliRunner().invoke(cli.app, ["list", NAME]).output
+    assert all(method in of_one for method in METHODS)
+    assert all(ablation.name in of_one for ablation in fakes.BENCHMARK.ablations)
+    assert json.loads(CliRunner().invoke(cli.app, ["list", NAME, "--json"]).output) == listed[:1]
 
 
 def test_a_new_benchmark_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
