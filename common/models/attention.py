@@ -27,14 +27,14 @@ class AttentionBlock(nn.Module):
         )
 
     def forward(self, tokens: Tensor, seen: Tensor) -> Tensor:
-        """Returns tokens [B, L, d]; those where ``seen`` [B, L] is 0 are not attended to."""
+        """Returns tokens [B, ..., L, d]; those where ``seen`` [B, ..., L] is 0 are not attended to."""
         normal = self.before(tokens)
         query, key, value = (
-            layer(normal).unflatten(2, (HEADS, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
+            layer(normal).unflatten(-1, (HEADS, -1)).transpose(-2, -3) for layer in (self.query, self.key, self.value)
         )
-        scores = query @ key.transpose(2, 3) / query.shape[3] ** 0.5
-        attention = scores.masked_fill(seen[:, None, None] == 0, LOWEST).softmax(3)
-        tokens = tokens + self.mix((attention @ value).transpose(1, 2).flatten(2))
+        scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+        attention = scores.masked_fill(seen[..., None, None, :] == 0, LOWEST).softmax(-1)
+        tokens = tokens + self.mix((attention @ value).transpose(-2, -3).flatten(-2))
         refined: Tensor = tokens + self.perceptron(tokens)
         return refined
 

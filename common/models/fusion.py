@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from common.models.attention import HEADS, AttentionBlock, Positions
 from common.models.registry import Encoder, Fusion, fusion
@@ -136,16 +137,24 @@ class Bottleneck(Fusion):
     def forward(self, features: Features, logits: Tensor, present: Tensor, weights: Tensor, prior: Tensor) -> Tensor:
         """Returns fused logits; shapes in the module's docstring."""
         bottleneck = self.bottleneck(features.pooled.new_zeros(len(present), BOTTLENECKS, self.inner))
-        always = present.new_ones(len(present), BOTTLENECKS)
         share = renormalised(weights.mean(0), present)[:, :, None, None]
         streams = [layer(tokens) for layer, tokens in zip(self.tokens.values(), features.tokens, strict=True)]
+        alike: dict[int, list[int]] = {}  # modalities with as many tokens go through a block at once: [B, modalities, tokens, d]
+        for at, stream in enumerate(streams):
+            alike.setdefault(stream.shape[1], []).append(at)
+        together = [torch.stack([streams[at] for at in places], 1) for places in alike.values()]
+        seen = [
+            torch.stack([functional.pad(features.seen[at], (0, BOTTLENECKS), value=True) for at in places], 1)
+            for places in alike.values()
+        ]
         for block in self.blocks:
-            after = [
-                block(torch.cat([stream, bottleneck], 1), torch.cat([seen, always], 1))
-                for stream, seen in zip(streams, features.seen, strict=True)
-            ]
-            streams = [a[:, :-BOTTLENECKS] for a in after]
-            bottleneck = (torch.stack([a[:, -BOTTLENECKS:] for a in after], 1) * share).sum(1)
+            pooled = torch.zeros_like(bottleneck)
+            for number, places in enumerate(alike.values()):
+                before = bottleneck[:, None].expand(-1, len(places), -1, -1)
+                after = block(torch.cat([together[number], before], 2), seen[number])
+                together[number] = after[:, :, :-BOTTLENECKS]
+                pooled = pooled + (after[:, :, -BOTTLENECKS:] * share[:, places]).sum(1)
+            bottleneck = pooled
         fused: Tensor = self.head(bottleneck.mean(1))
         return fused
 

@@ -164,9 +164,10 @@ def bottleneck_inputs(*lengths: int) -> tuple[Bottleneck, Features]:
     return fusion, Features(fusion_inputs()[0], tokens, tuple(torch.ones(t.shape[:2], dtype=torch.bool) for t in tokens))
 
 
-def test_the_bottleneck_is_pooled_over_the_modalities_present_by_their_weights() -> None:
+@pytest.mark.parametrize("lengths", [(5, 2, 3), (3, 2, 3), (1, 1, 1)])
+def test_the_bottleneck_is_pooled_over_the_modalities_present_by_their_weights(lengths: tuple[int, ...]) -> None:
     _, logits, present, weights, prior = fusion_inputs()
-    fusion, features = bottleneck_inputs(5, 2, 3)
+    fusion, features = bottleneck_inputs(*lengths)
     fused = fusion(features, logits, present, weights, prior)
     shared = fusion.bottleneck(torch.zeros(1, BOTTLENECKS, 4))
     streams = [layer(t[1:2]) for layer, t in zip(fusion.tokens.values(), features.tokens, strict=True)]
@@ -177,9 +178,10 @@ def test_the_bottleneck_is_pooled_over_the_modalities_present_by_their_weights()
     assert torch.allclose(fused[1], fusion.head(shared.mean(1))[0], atol=1e-5)  # the second patient lacks the second modality
 
 
-def test_a_modality_hears_of_another_through_the_bottleneck_alone() -> None:
+@pytest.mark.parametrize("lengths", [(5, 2, 3), (2, 2, 2)])
+def test_a_modality_hears_of_another_through_the_bottleneck_alone(lengths: tuple[int, ...]) -> None:
     _, logits, present, weights, prior = fusion_inputs()
-    fusion, features = bottleneck_inputs(5, 2, 3)
+    fusion, features = bottleneck_inputs(*lengths)
     alone = torch.tensor([[1.0, 0.0, 0.0]])
     changed = replace(features, tokens=(features.tokens[0], features.tokens[1] + 1, features.tokens[2]))
     everything = torch.ones_like(present)
