@@ -85,11 +85,24 @@ NO_REFERENCE = tuple(a for a in STANDARD if a.name not in NEEDS_REFERENCE)
 """What one without a reference set and without meta patients can try: its weights stay equal, and refine does all the work."""
 
 JOINT = Ablation("student-joint", "fusion", "joint", ("model.fusion=joint",))
-MODULATED = Ablation("student-gradient-modulation", "gradient modulation", "on", ("balance=gradient-modulation",))
+ONE_LOSS = ("model.fusion=late", *NO_KD, "distill.alpha=0")
+MODULATED = ("balance=gradient-modulation",)
+MODULATION = (
+    Ablation("student-gradient-modulation", "gradient modulation", "on", MODULATED),
+    Ablation("student-one-loss", "gradient modulation", "off, one loss on the sum of all heads, no teachers", ONE_LOSS),
+    Ablation(
+        "student-one-loss-modulated",
+        "gradient modulation",
+        "on, one loss on the sum of all heads, no teachers",
+        (*ONE_LOSS, *MODULATED),
+        against="student-one-loss",
+    ),
+)
+"""In the main setting, whose heads have losses and teachers of their own; and where one modality can leave the others behind."""
 POOLED = (
     Ablation("student-bottleneck", "fusion", "pooled bottleneck", ("model.fusion=bottleneck",), against=JOINT.name),
     Ablation("student-complete", "teacher of complete visits", "one more, pooled bottleneck", ("model.complete=bottleneck",)),
-    MODULATED,
+    *MODULATION,
 )
 """The parts of the pooled-bottleneck method, each by itself, where the main setting is without them."""
 

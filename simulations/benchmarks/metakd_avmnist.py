@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from simulations.ablations import MODULATED, STANDARD, references, teachers
+from simulations.ablations import MODULATION, STANDARD, references, teachers
 from simulations.benchmarks.base import Benchmark, Published, Split
 from simulations.datasets import avmnist
 from simulations.datasets.files import data_folder
@@ -82,7 +82,7 @@ BENCHMARK = Benchmark(
     ablations=(
         teachers("student", "one, of the student's size", image=["lenet"], audio=["compact"]),
         teachers("largest", "one, the largest", image=["lenet4"], audio=["base"]),
-        MODULATED,
+        *MODULATION,
         *STANDARD,
         *references(0, 0.05, 0.2),
     ),
