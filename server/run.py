@@ -28,8 +28,8 @@ from server import checkpoint
 from server.checkpoint import RunState
 from server.record import Record
 from server.reference import checksum, find_reference, open_reference
-from server.results import environment, summary
 from server.rounds import Council
+from server.summary import environment, summary
 
 CONFIG_FILE = "config.json"
 

@@ -30,8 +30,8 @@ from common.evaluation.results import Results, load_results
 from simulations.ablations import MAIN, Ablation, of_factors
 from simulations.benchmarks.base import CUSTOM, Benchmark, get
 from simulations.figures import draw_ablation, draw_figures
+from simulations.finished import Cell, load_cell
 from simulations.region_figures import OVERLAY_FILE
-from simulations.results import Cell, load_cell
 from simulations.scores import build_results
 from simulations.work import Job, RunCell, Work
 from simulations.workers import run_jobs

@@ -21,7 +21,7 @@ from simulations.ablations import MAIN
 from simulations.benchmarks.base import CUSTOM, Benchmark, benchmarks, get
 from simulations.custom import custom_benchmark
 from simulations.fetch import fetch, remote_data
-from simulations.findings import Finding, findings, is_ablation, rivals
+from simulations.findings import AblationFinding, findings, is_ablation, rivals
 from simulations.split import split_command
 from simulations.tables import (
     NAMES,
@@ -285,7 +285,7 @@ def _methods(results: Results, metrics: list[str], site: str | None) -> Table:
     return table
 
 
-def _ablation(found: list[Finding], metric: str) -> Table:
+def _ablation(found: list[AblationFinding], metric: str) -> Table:
     """Returns the table of an ablation: settings by factor, and what the main setting's choice does."""
     name = NAMES.get(metric, metric)
     table = Table(title=f"{name}: main setting minus each other, same patients [95 % interval]", title_justify="left")

@@ -22,9 +22,9 @@ from matplotlib.ticker import MaxNLocator
 from common.evaluation.metrics import LOWER_IS_BETTER
 from common.evaluation.results import Results, Weight
 from simulations.benchmarks.base import CUSTOM
-from simulations.findings import Finding, findings
+from simulations.findings import AblationFinding, findings
+from simulations.finished import Cell
 from simulations.region_figures import draw_boxes
-from simulations.results import Cell
 from simulations.scores import OURS
 from simulations.tables import NAMES, difference, main_metrics
 
@@ -107,7 +107,7 @@ def draw_ablation(results: Results, folder: Path) -> list[Path]:
     return files
 
 
-def _forest(results: Results, found: Sequence[Finding], metric: str) -> Figure:
+def _forest(results: Results, found: Sequence[AblationFinding], metric: str) -> Figure:
     """Draws one line per setting: the paired difference with its interval, settings of one factor beside each other."""
     figure = Figure(figsize=(9.5, 2.0 + 0.3 * len(found)), layout="constrained")
     axes = figure.add_subplot()

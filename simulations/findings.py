@@ -18,7 +18,7 @@ MOST_NAMED = 3
 
 
 @dataclass(frozen=True)
-class Finding:
+class AblationFinding:
     """One line of an ablation table.
 
     Attributes:
@@ -60,7 +60,7 @@ def is_ablation(results: Results) -> bool:
     return bool(results.environment.get("ablations"))
 
 
-def findings(results: Results, metric: str) -> list[Finding]:
+def findings(results: Results, metric: str) -> list[AblationFinding]:
     """Returns the lines of an ablation table: the main setting, then the others by factor.
 
     Args:
@@ -83,12 +83,12 @@ def rivals(results: Results, metric: str) -> list[tuple[str, str, Comparison]]:
     return [(said[c.a], said[c.b], c) for c in found]
 
 
-def _finding(results: Results, told: Mapping[str, Any], metric: str) -> Finding:
+def _finding(results: Results, told: Mapping[str, Any], metric: str) -> AblationFinding:
     own = next((r for r in pooled(results) if (r.method, r.metric, r.pattern) == (told["name"], metric, ALL)), None)
     wanted = (MAIN, told["name"], metric, None)
     against = {c.pattern: c for c in results.comparisons if (c.a, c.b, c.metric, c.output) == wanted}
     whole = against.pop(ALL, None)
-    return Finding(
+    return AblationFinding(
         factor=told["factor"],
         setting=told["setting"],
         mean=own.mean if own else None,

@@ -26,7 +26,7 @@ from common.evaluation.results import Results
 from common.models.student import build_student
 from server import checkpoint
 from simulations.ablations import MAIN
-from simulations.results import Cell
+from simulations.finished import Cell
 from simulations.scores import spoken
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")

@@ -19,7 +19,7 @@ from common.evaluation.metrics import LOWER_IS_BETTER
 from common.evaluation.results import FILE_NAME, Comparison, Results, Row, load_results
 from simulations.ablations import MAIN
 from simulations.benchmarks.base import CUSTOM, benchmarks
-from simulations.findings import Effect, Finding, findings, is_ablation, rivals
+from simulations.findings import AblationFinding, Effect, findings, is_ablation, rivals
 from simulations.scores import ALL, published_rows
 from simulations.tables import (
     NAMES,
@@ -294,6 +294,6 @@ def _ablation(results: Results) -> list[str]:
     return parts
 
 
-def _ablation_sentence(found: Finding, effect: Effect) -> str:
+def _ablation_sentence(found: AblationFinding, effect: Effect) -> str:
     more = f" By combination it {found.elsewhere}." if found.elsewhere != "-" else ""
     return f"- **{found.factor}**: {WORDS[effect][1]} *{found.setting}*, {difference(found.difference)}.{more}"

@@ -21,7 +21,7 @@ from common.evaluation.metrics import LOWER_IS_BETTER, metrics
 from common.evaluation.results import Comparison, Results, Row, Weight
 from common.task import COMPLETE, pattern_name
 from simulations.benchmarks.base import Benchmark
-from simulations.results import Cell, environment
+from simulations.finished import Cell, environment
 
 ALL, OURS, TEACHERS, TEACHER = "all", "student", "teachers", "teacher:"
 KEYS = ["fold", "site", "row"]

@@ -13,7 +13,7 @@ from common.arrays import write_json
 from common.errors import ConsiliumError
 from server import record
 from simulations.benchmarks.base import Benchmark, Split
-from simulations.results import load_cell
+from simulations.finished import load_cell
 
 UNMASKED = ("central-full",)
 """Methods that see every modality of every training patient."""

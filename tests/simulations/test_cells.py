@@ -28,7 +28,7 @@ from simulations.baselines import local, median, open_consortium, ridge
 from simulations.benchmarks.base import Benchmark, Split
 from simulations.cells import _with_patients, methods
 from simulations.consortium import write_tiny
-from simulations.results import load_cell
+from simulations.finished import load_cell
 from simulations.work import Job, Work
 from simulations.workers import run_one
 from tests.common.samples import make_cohort, make_task, write_folder

@@ -17,7 +17,7 @@ from common.errors import ConsiliumError
 from simulations import bench, cli
 from simulations.benchmarks.base import Benchmark, Split
 from simulations.custom import METHODS, custom_benchmark
-from simulations.results import load_cell
+from simulations.finished import load_cell
 from simulations.split import Wish, split_table
 from simulations.work import Job, Work
 from simulations.workers import run_one

@@ -23,7 +23,7 @@ from common.errors import ConsiliumError
 from common.evaluation.results import Results, Row, load_results
 from common.task import pattern_name, patterns
 from simulations.figures import draw_figures
-from simulations.results import Cell, load_cell
+from simulations.finished import Cell, load_cell
 from simulations.scores import build_results
 from tests.simulations import fakes
 
