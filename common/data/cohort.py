@@ -82,6 +82,8 @@ class Cohort:
         row: int64 [N], row in the patient table, counted from 0.
         split: str [N], one of ``SPLITS``.
         findings: Faults; their rows are left out.
+        keeps: Whether parts are kept with it, once made: every round asks for those of a model-ready cohort again; those of a raw
+            one would only fill the memory.
     """
 
     task: Task
@@ -93,6 +95,7 @@ class Cohort:
     row: NDArray[np.int64]
     split: NDArray[np.str_]
     findings: tuple[Finding, ...] = ()
+    keeps: bool = False
     _kept: dict[Hashable, Cohort] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -100,7 +103,9 @@ class Cohort:
         return len(self.row)
 
     def keeping(self, what: Hashable, made: Callable[[], Cohort]) -> Cohort:
-        """Returns what is made of this cohort; made once, and kept with it: every round asks for the same again."""
+        """Returns what is made of this cohort, made once if it keeps its parts."""
+        if not self.keeps:
+            return made()
         if what not in self._kept:
             self._kept[what] = made()
         return self._kept[what]
@@ -160,7 +165,7 @@ class Cohort:
     def standardised(self, standardisation: Standardisation) -> Cohort:
         """Returns the cohort with model-ready inputs and targets (raw cohort)."""
         scaled = {m: standardisation.apply(m, self.task.modalities[m], x) for m, x in self.inputs.items()}
-        return replace(self, inputs=scaled, labels=standardisation.targets(self.task, self.labels))
+        return replace(self, inputs=scaled, labels=standardisation.targets(self.task, self.labels), keeps=True)
 
     def label_counts(self) -> Tensor:
         """Returns how many visits have each output, int64 [C] (no regression: its outputs are numbers, which every visit has)."""

@@ -36,8 +36,10 @@ def test_a_selection_keeps_rows_together() -> None:
     assert len(cohort.part("train", "meta")) == len(cohort.part("train")) + len(cohort.part("meta"))
 
 
-def test_a_part_is_made_once_and_belongs_to_its_cohort() -> None:
-    cohort = make_cohort(make_task(), 20)
+def test_a_part_of_a_cohort_that_keeps_is_made_once_and_belongs_to_it() -> None:
+    raw = make_cohort(make_task(), 20)
+    assert raw.part("train") is not raw.part("train")
+    cohort = replace(raw, keeps=True)
     train, held = cohort.part("train"), cohort.holding("labs")
     assert cohort.part("train") is train
     assert cohort.holding("labs") is held

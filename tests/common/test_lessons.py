@@ -64,6 +64,7 @@ def teach(config: Config, train: Cohort, epochs: int = 20) -> Ensembles:
 def test_teachers_and_student_learn_from_a_hospitals_files(tmp_path: Path, kind: TaskType) -> None:
     config = make_config(kind, fusion="late")
     cohort = hospital(tmp_path, config)
+    assert cohort.part("train") is cohort.part("train")  # model-ready: every round asks for it again
     train, test = cohort.part("train"), cohort.part("test", "validation", "meta")
     prior = log_odds(kind, counts_of(train), len(train))
     ensembles = teach(config, train)
