@@ -85,20 +85,21 @@ NO_REFERENCE = tuple(a for a in STANDARD if a.name not in NEEDS_REFERENCE)
 """What one without a reference set and without meta patients can try: its weights stay equal, and refine does all the work."""
 
 JOINT = Ablation("student-joint", "fusion", "joint", ("model.fusion=joint",))
-ONE_LOSS = ("model.fusion=late", *NO_KD, "distill.alpha=0")
 MODULATED = ("balance=gradient-modulation",)
+ONE_LOSS = ("model.fusion=late", *NO_KD, *UNIFORM, "distill.alpha=0", "distill.dropout=0")
+"""One loss on the sum of what the modalities of a visit say: what gradient modulation was made for."""
 MODULATION = (
     Ablation("student-gradient-modulation", "gradient modulation", "on", MODULATED),
-    Ablation("student-one-loss", "gradient modulation", "off, one loss on the sum of all heads, no teachers", ONE_LOSS),
+    Ablation("student-one-loss", "one loss, no teachers", "without gradient modulation", ONE_LOSS),
     Ablation(
         "student-one-loss-modulated",
-        "gradient modulation",
-        "on, one loss on the sum of all heads, no teachers",
+        "one loss, no teachers",
+        "with gradient modulation",
         (*ONE_LOSS, *MODULATED),
         against="student-one-loss",
     ),
 )
-"""In the main setting, whose heads have losses and teachers of their own; and where one modality can leave the others behind."""
+"""In the main setting, whose heads have losses and teachers of their own; and where a modality can leave the others behind."""
 POOLED = (
     Ablation("student-bottleneck", "fusion", "pooled bottleneck", ("model.fusion=bottleneck",), against=JOINT.name),
     Ablation("student-complete", "teacher of complete visits", "one more, pooled bottleneck", ("model.complete=bottleneck",)),

@@ -17,7 +17,7 @@ from common import terminal
 from common.errors import ConsiliumError
 from common.evaluation.results import Comparison, Results, load_results
 from simulations import bench, papers, report
-from simulations.ablations import MAIN
+from simulations.ablations import MAIN, Ablation
 from simulations.benchmarks.base import CUSTOM, Benchmark, benchmarks, get
 from simulations.custom import custom_benchmark
 from simulations.fetch import fetch, remote_data
@@ -52,12 +52,14 @@ def list_benchmarks(
     listed = [get(name)] if name else list(benchmarks().values())
     if as_json:
         fields = ("name", "title", "experiment", "data", "data_version", "modalities", "methods", "folds", "seeds", "metrics")
-        told = [{f: getattr(b, f) for f in fields} | {"variants": b.variants, "factors": _factors(b)} for b in listed]
+        told = [
+            {f: getattr(b, f) for f in (*fields, "variants")} | {"ablations": [_setting(a) for a in b.ablations]} for b in listed
+        ]
         typer.echo(json.dumps(told, indent=1))
         return
     console = terminal.console()
     if name:
-        _tell(console, *listed)
+        _tell(console, listed[0])
         return
     table = Table("name", "what", "data")
     for b in listed:
@@ -80,7 +82,7 @@ def _tell(console: Console, benchmark: Benchmark) -> None:
     if benchmark.ablations:
         settings = Table("factor (ablate --only)", "other setting", "method")
         for ablation in benchmark.ablations:
-            settings.add_row(ablation.factor, ablation.setting, ablation.name)
+            settings.add_row(ablation.factor, escape(ablation.setting), ablation.name)
         console.print(settings)
 
 
@@ -88,9 +90,8 @@ def _data(benchmark: Benchmark) -> str:
     return benchmark.data_version if benchmark.data == "real" else f"GENERATED: {benchmark.data_version}"
 
 
-def _factors(benchmark: Benchmark) -> list[str]:
-    """Returns the factors that can be ablated."""
-    return list(dict.fromkeys(a.factor for a in benchmark.ablations))
+def _setting(ablation: Ablation) -> dict[str, str]:
+    return {"factor": ablation.factor, "setting": ablation.setting, "method": ablation.name}
 
 
 @app.command("run")

@@ -73,7 +73,8 @@ class Cohort:
 
     Attributes:
         task: What is predicted from what.
-        inputs: Modality -> raw or model-ready tensor [N, ...]; volumes, and regions, are :class:`~common.data.rows.LazyRows`.
+        inputs: Modality -> raw or model-ready tensor [N, ...], after :meth:`holding` of that modality alone; volumes, and regions,
+            are :class:`~common.data.rows.LazyRows`.
         present: bool [N, M].
         labels: float32 [N, C], or int64 [N] for multi-class; the targets of a regression are in the task's units in a raw cohort,
             the regions of a segmentation uint8 [N, C, D, H, W].
@@ -107,7 +108,10 @@ class Cohort:
         if not self.keeps:
             return made()
         if what not in self._kept:
-            self._kept[what] = made()
+            part = made()
+            if part is self:  # whoever holds itself is not freed at once
+                return self
+            self._kept[what] = part
         return self._kept[what]
 
     def select(self, keep: NDArray[np.generic]) -> Cohort:

@@ -47,7 +47,7 @@ def train_teacher(
     Args:
         teacher: What is trained.
         modality: What it reads; ``complete`` for all.
-        train: Training visits that hold it.
+        train: Training visits that hold it, as :meth:`Cohort.holding` returns them.
         training: Optimiser.
         epochs: Most epochs.
         seed: Of this place, round and group.
@@ -84,7 +84,7 @@ def _prepared(cohort: Cohort, encoders: Mapping[str, Encoder]) -> Cohort:
 
 @torch.no_grad()
 def teacher_loss(teacher: Teacher | CompleteTeacher, modality: str, cohort: Cohort) -> float:
-    """Returns the mean task loss of what a teacher says of visits that hold what it reads."""
+    """Returns the mean task loss of what a teacher says of visits that hold what it reads (:meth:`Cohort.holding`)."""
     kind, parts = cohort.task.type, []
     for batch in parts_of(cohort, teacher.patch):
         said = teacher(batch).fused if isinstance(teacher, CompleteTeacher) else teacher(batch.inputs[modality])

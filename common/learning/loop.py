@@ -91,7 +91,7 @@ def fit(
     validated: list[float] = []
     best = _validated(module, validate, validated)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed asks every kind of device, which takes milliseconds
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed asks every kind of device each time
         for epoch in range(epochs if size else 0):
             module.train()
             lr = annealed(training.lr, span[0] + (span[1] - span[0]) * epoch / epochs) if training.anneal else training.lr

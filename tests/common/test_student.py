@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
+from opacus import GradSampleModule
 from torch import Tensor
 
 from common.data.cohort import Batch
@@ -189,6 +191,24 @@ def test_a_modality_hears_of_another_through_the_bottleneck_alone(lengths: tuple
     assert torch.allclose(*two, atol=1e-6)  # a weight of zero: its exchange never reaches the others
     both = [fusion(f, logits, everything, weights, prior) for f in (features, changed)]
     assert not torch.allclose(*both, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # the first layer's inputs are data
+@pytest.mark.parametrize("lengths", [(5, 2, 3), (2, 2, 2)])
+def test_dp_sgd_gets_the_gradient_of_every_patient_through_the_bottleneck(lengths: tuple[int, ...]) -> None:
+    _, logits, present, weights, prior = fusion_inputs()
+    fusion, features = bottleneck_inputs(*lengths)
+    alone = copy.deepcopy(fusion)
+    wrapped = GradSampleModule(fusion.train(), loss_reduction="sum")
+    wrapped(features, logits, present, weights, prior).square().sum().backward()
+    samples = {n: p.grad_sample.clone() for n, p in wrapped._module.named_parameters()}
+    for i in range(len(present)):
+        alone.zero_grad()
+        one = Features(features.pooled[i : i + 1], *(tuple(t[i : i + 1] for t in ts) for ts in (features.tokens, features.seen)))
+        alone(one, logits[i : i + 1], present[i : i + 1], weights, prior).square().sum().backward()
+        for n, p in alone.named_parameters():
+            assert p.grad is not None
+            assert torch.allclose(samples[n][i], p.grad, rtol=1e-3, atol=1e-5), n
 
 
 def test_tokens_that_are_not_seen_do_not_matter() -> None:

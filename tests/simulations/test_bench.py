@@ -373,7 +373,8 @@ def test_run_exits_with_one_and_names_what_is_missing(
 def test_list_names_every_benchmark_for_people_and_programs() -> None:
     listed = json.loads(CliRunner().invoke(cli.app, ["list", "--json"]).output)
     assert [(b["name"], b["data"], b["methods"], b["folds"]) for b in listed][:1] == [(NAME, "generated", list(METHODS), 2)]
-    assert listed[0]["factors"] and not listed[1]["factors"]
+    assert [a["method"] for a in listed[0]["ablations"]] == [a.name for a in fakes.BENCHMARK.ablations]
+    assert not listed[1]["ablations"]
     assert NAME in CliRunner().invoke(cli.app, ["list"]).output
     of_one = CliRunner().invoke(cli.app, ["list", NAME]).output
     assert all(method in of_one for method in METHODS)
