@@ -73,7 +73,7 @@ class Cohort:
 
     Attributes:
         task: What is predicted from what.
-        inputs: Modality -> raw or model-ready tensor [N, ...], after :meth:`holding` of that modality alone; volumes, and regions,
+        inputs: Modality -> raw or model-ready tensor [N, ...], after :meth:`holding` of that modality alone; volumes and regions
             are :class:`~common.data.rows.LazyRows`.
         present: bool [N, M].
         labels: float32 [N, C], or int64 [N] for multi-class; the targets of a regression are in the task's units in a raw cohort,
