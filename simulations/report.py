@@ -61,6 +61,13 @@ WORDS: dict[Effect, tuple[str, str]] = {
 }
 
 
+WORTH = (
+    "The main setting minus another one that differs in this alone, on all test patients with what they have; *helps*: the main "
+    "setting's choice is resolved better. Only settings that two benchmarks tried; all of them, with parameters and by combination "
+    "of modalities, stand further down."
+)
+
+
 def keep(run: Path, docs: Path) -> Path:
     """Keeps the results of a finished run, in place of those of an earlier one of the same benchmark and variant.
 
@@ -109,7 +116,7 @@ def render(docs: Path) -> str:
     """Returns the text of ``results.md``: benchmarks on real patients first, each with its ablation behind it."""
     kept = [_as_told_now(load_results(file)) for file in sorted((docs / "results").glob("*.json"))]
     order = sorted(kept, key=lambda r: (r.data == "generated", r.benchmark, _variant(r), is_ablation(r), _some_factors(r)))
-    return "\n".join([HEAD, _overview(order), *map(_section, order)] if order else [HEAD, "No run is kept yet.\n"])
+    return "\n".join([HEAD, _overview(order), _worth(order), *map(_section, order)] if order else [HEAD, "No run is kept yet.\n"])
 
 
 def _overview(kept: Sequence[Results]) -> str:
@@ -121,13 +128,37 @@ def _overview(kept: Sequence[Results]) -> str:
         own = next((r for r in pooled(results) if (r.method, r.metric, r.pattern) == (MAIN, metric, ALL)), None)
         if own is None:  # kept of a run of other methods only
             continue
-        name = "-".join(filter(None, (results.benchmark, _variant(results))))
         told = [f"{difference(bounds_of(whole[m]))} {verdict(whole[m])}" if m in whole else "-" for m in ASKED_FOR]
-        kind = " (generated)" if results.data == "generated" else ""
         lower = " (lower is better)" if metric in LOWER_IS_BETTER else ""
-        lines.append([f"`{name}`{kind}", f"{NAMES.get(metric, metric)}{lower}", spread(own.mean, own.sd), *told])
+        lines.append([_named(results), f"{NAMES.get(metric, metric)}{lower}", spread(own.mean, own.sd), *told])
     head = ["benchmark", "metric", f"`{MAIN}`", *(f"against `{m}`" for m in ASKED_FOR)]
     return "## In one table\n\n" + markdown_table(head, lines) if lines else ""
+
+
+def _worth(kept: Sequence[Results]) -> str:
+    """Returns what the parts of the method are worth on every benchmark: the settings that two ablations or more tried."""
+    names: list[str] = []
+    said: dict[str, dict[str, str]] = {}
+    of_setting: dict[str, str] = {}
+    for results in (r for r in kept if is_ablation(r)):
+        metric = main_metrics(results, 1)[0]
+        name = f"{_named(results)}, {NAMES.get(metric, metric)}"
+        names += [name] if name not in names else []
+        for told, found in zip(results.environment["ablations"], findings(results, metric)[1:], strict=True):
+            setting = found.setting if told["reference"] is None else found.setting.split(",")[0]  # its size is the benchmark's
+            of_setting.setdefault(told["name"], f"{found.factor}: {setting}")
+            if found.difference:
+                worth = f"{difference(found.difference)} {found.effect}"
+                said.setdefault(told["name"], {})[name] = worth if found.effect == "not resolved" else f"**{worth}**"
+    rows = [[of_setting[s], *(cells.get(n, "-") for n in names)] for s, cells in said.items() if len(cells) > 1]
+    if not rows:
+        return ""
+    return f"## What the parts are worth\n\n{WORTH}\n\n{markdown_table(['other setting', *names], rows)}"
+
+
+def _named(results: Results) -> str:
+    name = "-".join(filter(None, (results.benchmark, _variant(results))))
+    return f"`{name}`{' (generated)' if results.data == 'generated' else ''}"
 
 
 def _as_told_now(results: Results) -> Results:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from simulations.figures import draw_figures
-from tests.simulations.test_results import build, make_cell
+from tests.simulations.test_scores import build, make_cell
 
 
 @pytest.fixture

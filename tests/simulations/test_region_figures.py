@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from common.evaluation.results import Row
 from simulations.region_figures import draw_boxes
-from tests.simulations.test_results import build, make_cell
+from tests.simulations.test_scores import build, make_cell
 
 PATTERNS = ("flair", "t1", "all")
 

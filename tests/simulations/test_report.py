@@ -16,7 +16,7 @@ from common.evaluation.results import Results, load_results
 from simulations import cli, report
 from simulations.benchmarks.base import Published
 from tests.simulations import fakes
-from tests.simulations.test_results import all_cells, build
+from tests.simulations.test_scores import all_cells, build
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 ABLATED = ("student", *(a.name for a in fakes.ABLATIONS))
@@ -158,6 +158,20 @@ def test_the_document_begins_with_one_line_per_benchmark(tmp_path: Path, methods
     (line,) = lines
     against = next(c for c in methods.comparisons if (c.b, c.metric, c.pattern) == ("fedavg", "auroc", "all"))
     assert line.startswith("| `fake-mortality` (generated) | AUROC | ") and f"| {against.difference:+.3f} [" in line
+
+
+def test_what_the_parts_are_worth_stands_together_where_two_benchmarks_tried_them(tmp_path: Path, ablation: Results) -> None:
+    assert "## What the parts are worth" not in report.render(kept(tmp_path / "one", ablation))
+    some = replace(fakes.ABLATIONS[0], setting="in another word")
+    other = with_environment(ablation, ablations=[asdict(some)]).model_copy(update={"benchmark": "z-other"})
+    said = report.render(kept(tmp_path / "two", ablation, other))
+    said = said[said.index("## What the parts are worth") : said.index("## `fake-mortality`")]
+    assert "`fake-mortality` (generated), AUROC | `z-other` (generated), AUROC" in said
+    (line,) = [line for line in said.splitlines() if line.startswith(f"| {fakes.ABLATIONS[0].factor}: ")]
+    _, setting, *worth, _ = (part.strip() for part in line.split("|"))
+    assert setting == f"{fakes.ABLATIONS[0].factor}: {fakes.ABLATIONS[0].setting}"
+    assert worth[0] == worth[1] and worth[0].startswith("**") and worth[0].endswith(" helps**")
+    assert fakes.ABLATIONS[1].setting not in said
 
 
 def test_a_run_without_the_student_has_no_line_there(tmp_path: Path, methods: Results) -> None:
