@@ -52,6 +52,7 @@ patients may have been tested. Intervals hold the chance of who was tested; that
 alone. No interval is corrected for the number of comparisons.
 
 An ablation changes one factor of the main setting at a time; *helps* means that the main setting's choice is resolved better.
+*One loss, no teachers* changes several at once: late fusion, equal weights, labels alone, no dropout, no losses of single heads.
 These are test patients: a setting that is better here was not chosen for it, and choosing it now would be choosing on them.
 """
 WORDS: dict[Effect, tuple[str, str]] = {
@@ -62,8 +63,8 @@ WORDS: dict[Effect, tuple[str, str]] = {
 
 
 WORTH = (
-    "The main setting minus another one that differs in this alone, on all test patients with what they have; *helps*: the main "
-    "setting's choice is resolved better. Only settings that two benchmarks tried; all of them, with parameters and by "
+    "The main setting minus another one that differs in what the row names, on all test patients with what they have; *helps*: the "
+    "main setting's choice is resolved better. Only settings that two benchmarks tried; all of them, with parameters and by "
     "combination of modalities, stand further down."
 )
 
