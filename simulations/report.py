@@ -63,8 +63,8 @@ WORDS: dict[Effect, tuple[str, str]] = {
 
 
 WORTH = (
-    "The main setting minus another one that differs in what the row names, on all test patients with what they have; *helps*: the "
-    "main setting's choice is resolved better. Only settings that two benchmarks tried; all of them, with parameters and by "
+    "The main setting minus another one that differs in what the row names, on all test patients with what they have; *helps*: "
+    "the main setting's choice is resolved better. Only settings that two benchmarks tried; all of them, with parameters and by "
     "combination of modalities, stand further down."
 )
 
