@@ -87,7 +87,7 @@ class MetaKDVolumes(nn.Module):
     def __init__(self, config: Config) -> None:
         """Args as for :class:`MetaKD`."""
         super().__init__()
-        from common.models.volume import Decoder  # here: MONAI takes seconds
+        from common.models.decoders import Decoder  # here: MONAI takes seconds
 
         model, task = config.model, config.task
         self.names = list(task.modalities)

@@ -49,8 +49,8 @@ class ZeroFilledVolumes(nn.Module):
     def __init__(self, config: Config, prior: Tensor) -> None:
         """Args as for :class:`ZeroFilled`."""
         super().__init__()
+        from common.models.decoders import Decoder  # here: MONAI takes seconds
         from common.models.encoders.volume import CompactVolume
-        from common.models.volume import Decoder  # here: MONAI takes seconds
 
         model, task = config.model, config.task
         self.names = list(task.modalities)

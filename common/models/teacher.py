@@ -49,7 +49,7 @@ class Teacher(nn.Module):
     def _head(self, outputs: int, dropout: float) -> nn.Module:
         if not isinstance(self.encoder, MapEncoder):
             return nn.Linear(self.encoder.features, outputs)
-        from common.models.volume import Decoder  # here: MONAI takes seconds
+        from common.models.decoders import Decoder  # here: MONAI takes seconds
 
         return Decoder(self.encoder.channels, outputs, dropout)
 

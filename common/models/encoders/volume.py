@@ -1,6 +1,6 @@
 """Encoders of volumes: inputs [B, 1, D, H, W], standardised grey values, edges multiples of four.
 
-A volume's encoder gives a map per level of resolution instead of one vector; ``common.models.volume.Decoder`` makes logits
+A volume's encoder gives a map per level of resolution instead of one vector; ``common.models.decoders.Decoder`` makes logits
 of them. MONAI's residual units with InstanceNorm, which DP-SGD can train.
 """
 
