@@ -62,9 +62,9 @@ def distillation_loss(kind: TaskType, student: Tensor, teacher: Tensor, temperat
     s, t = student / temperature, teacher / temperature
     if kind == "multiclass":
         divergence = (t.softmax(1) * (t.log_softmax(1) - s.log_softmax(1))).sum(1)
-    else:
-        log = functional.logsigmoid
-        divergence = (t.sigmoid() * (log(t) - log(s)) + (-t).sigmoid() * (log(-t) - log(-s))).flatten(1).mean(1)
+    else:  # p (log p - log q) + (1 - p) (log(1 - p) - log(1 - q)), written with few operations: there may be millions of voxels
+        softplus = functional.softplus
+        divergence = (t.sigmoid() * (t - s) + softplus(s) - softplus(t)).flatten(1).mean(1)
     return temperature**2 * divergence
 
 
@@ -165,14 +165,15 @@ def student_loss(
     if lesson is not None and lesson.complete is not None and lesson.whole is not None:
         kd = distillation_loss(kind, output.prediction(), lesson.complete, config.temperature)
         total = total + config.epsilon * lesson.whole * kd
-    heads = output.unimodal.flatten(0, 1)  # all at once: with small networks the number of calls is what takes the time
+    held = output.present.flatten().nonzero().squeeze(1)  # of all modalities at once: it is calls that take small networks' time
+    heads, patient = output.unimodal.flatten(0, 1)[held], held // output.present.shape[1]
     if labelled:
-        weight = config.alpha * output.present * _weight(taught, config.labels)
-        labels = batch.labels.repeat_interleave(output.unimodal.shape[1], 0)
-        total = total + (weight * task_loss(kind, heads, labels).view_as(weight)).sum(1)
+        weight = config.alpha * _weight(taught.flatten()[held], config.labels)
+        total = total.index_add(0, patient, weight * task_loss(kind, heads, batch.labels[patient]))
     if lesson is not None:
-        kd = distillation_loss(kind, heads, lesson.unimodal.flatten(0, 1), config.temperature).view_as(taught)
-        total = total + (beta * taught * kd).sum(1)
+        weight = (beta * taught).flatten()[held]
+        kd = distillation_loss(kind, heads, lesson.unimodal.flatten(0, 1)[held], config.temperature)
+        total = total.index_add(0, patient, weight * kd)
     return total.mean()
 
 
