@@ -154,14 +154,15 @@ class WeightsConfig:
         estimator: ``lookahead`` differentiates through a virtual training step; ``metakd`` (the released code) takes the plain
             gradient of scaling the features by the weights; ``uniform`` keeps the weights equal.
         start: Where omega starts: ``uniform``, equal weights; or with a reference set ``evidence``, what the teachers' evidence
-            tells of its overlap without any label. That takes calibrated teachers: who is too sure of itself gets too much.
+            tells of its overlap without any label. That takes calibrated teachers: who is too sure of itself gets too much. In a
+            segmentation it is the best weighted sum of the teachers on voxels of a labelled reference set.
         rho: Learning rate of Adam on omega.
         eta: Learning rate of the virtual step.
         steps: Steps on omega on the reference set, or per message in refine.
         per_output: Whether omega has one row per output.
         cross_fit_below: Below this many events the meta patients are cross-fitted in five folds.
         guard: Whether what was learned on a labelled reference set is kept only if it beats equal weights there by more than a
-            standard error; else the weights stay equal for the whole run. Does not concern segmentation.
+            standard error; else the weights stay equal for the whole run.
     """
 
     estimator: Literal["lookahead", "metakd", "uniform"] = "lookahead"

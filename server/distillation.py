@@ -14,12 +14,22 @@ from torch import Tensor
 
 from common.config import Config
 from common.data.cohort import Cohort
-from common.learning.lessons import Teaching, fit_calibration, prepared, teach_cohort, train_student, weights_gradient
+from common.learning.lessons import (
+    Teaching,
+    fit_calibration,
+    prepared,
+    stacked_weights,
+    teach_cohort,
+    teach_voxels,
+    train_student,
+    weights_gradient,
+)
 from common.learning.loop import Fit, derive_seed
 from common.learning.losses import task_loss
 from common.learning.modality_weights import Evidence, OmegaAdam
 from common.models.ensemble import Calibration, Ensembles, consilium, initial_calibration
 from common.models.student import Student, build_student
+from common.task import TaskType
 
 FOLDS = 5
 REFERENCE = "reference set"  # as the name of a place: no site can have it, it holds a space
@@ -70,21 +80,25 @@ def distil(
     student = new_student(config, prior)
     start = calibration = initial_calibration(config.task, prior, scale=config.distill.scale)
     adam: dict[str, Tensor] = {}
-    teaching = teach_cohort(unseeing, reference, start)
+    teaching, labels = _teaching(unseeing, reference, start)
     evidence = teaching.evidence(config.task.type) if teaching else None
-    learned = config.weights.estimator != "uniform"
+    learned, per_output = config.weights.estimator != "uniform", config.weights.per_output
     if learned and config.weights.start == "evidence" and evidence is not None:
-        student.omega.copy_(evidence.omega(per_output=config.weights.per_output))
+        student.omega.copy_(evidence.omega(per_output=per_output))
+    elif (
+        learned and config.weights.start == "evidence" and config.task.type == "segmentation" and teaching and labels is not None
+    ):
+        student.omega.copy_(stacked_weights(teaching, labels, start, per_output=per_output))
     progress(0, student.omega)
-    calibration = calibrated(config, reference, teaching, evidence, student.omega, calibration)
+    calibration = calibrated(config, labels, teaching, evidence, student.omega, calibration)
     equal = False
     if learned and reference.labelled:
         adam = learn_weights(config, student, reference, unseeing, calibration, progress)
-        calibration = calibrated(config, reference, teaching, evidence, student.omega, calibration)
+        calibration = calibrated(config, labels, teaching, evidence, student.omega, calibration)
         even = torch.zeros_like(student.omega)
-        at_even = calibrated(config, reference, teaching, evidence, even, start)
-        if config.weights.guard and teaching is not None and config.task.type != "segmentation":
-            equal = not resolved_better(teaching, reference, (student.omega, calibration), (even, at_even))
+        at_even = calibrated(config, labels, teaching, evidence, even, start)
+        if config.weights.guard and teaching is not None and labels is not None:
+            equal = not resolved_better(config.task.type, teaching, labels, (student.omega, calibration), (even, at_even))
         if equal:
             student.omega.copy_(even)
             calibration, adam = at_even, {}
@@ -105,8 +119,16 @@ def distil(
     return Distilled(student, calibration, fit, adam, equal)
 
 
+def _teaching(ensembles: Ensembles, reference: Cohort, calibration: Calibration) -> tuple[Teaching | None, Tensor | None]:
+    """Returns what teachers say of the reference set, and its labels if there are any; of volumes that of some voxels."""
+    labelled = reference.labelled and len(reference) > 0
+    if reference.task.type == "segmentation":
+        return teach_voxels(ensembles, reference, calibration) if labelled else (None, None)
+    return teach_cohort(ensembles, reference, calibration), reference.labels if labelled else None
+
+
 def resolved_better(
-    teaching: Teaching, reference: Cohort, one: tuple[Tensor, Calibration], other: tuple[Tensor, Calibration]
+    kind: TaskType, teaching: Teaching, labels: Tensor, one: tuple[Tensor, Calibration], other: tuple[Tensor, Calibration]
 ) -> bool:
     """Returns whether one consilium is better than another on the reference patients by more than a standard error.
 
@@ -115,8 +137,9 @@ def resolved_better(
     teachers have not seen them.
 
     Args:
+        kind: Type of the task.
         teaching: What teachers say who never saw these patients.
-        reference: Labelled.
+        labels: Of the patients.
         one: omega [C or 1, M] and the calibration that belongs to it.
         other: The simpler one.
     """
@@ -126,14 +149,14 @@ def resolved_better(
     losses = []
     for omega, calibration in (one, other):
         said = consilium(teaching.logits, teaching.taught, omega.softmax(1), calibration)
-        losses.append(task_loss(reference.task.type, said, reference.labels)[several])
+        losses.append(task_loss(kind, said, labels)[several])
     gain = losses[1] - losses[0]
     return bool(gain.mean() > gain.std() / len(gain) ** 0.5)
 
 
 def calibrated(
     config: Config,
-    reference: Cohort,
+    labels: Tensor | None,
     teaching: Teaching | None,
     evidence: Evidence | None,
     omega: Tensor,
@@ -142,18 +165,18 @@ def calibrated(
     """Returns s and b for the weights as they are: from the evidence's overlap, then fitted if the reference set has labels.
 
     Args:
-        config: Of the run; with ``distill.scale`` off, and for the voxels of a segmentation, s and b stay as they are.
-        reference: Whom the teachers of ``teaching`` never saw.
+        config: Of the run; with ``distill.scale`` off s and b stay as they are.
+        labels: Of patients whom the teachers of ``teaching`` never saw; None if nobody knows them.
         teaching: What they say of them.
         evidence: How their evidence overlaps, if enough patients tell.
         omega: [C or 1, M].
         start: s and b without any of that.
     """
-    if teaching is None or not config.distill.scale or config.task.type == "segmentation":
+    if teaching is None or not config.distill.scale:
         return start
     if evidence is not None:
         start = Calibration(evidence.scale(omega.softmax(1)), torch.zeros_like(start.bias), start.prior)
-    return fit_calibration(teaching, reference, omega, start) if reference.labelled else start
+    return start if labels is None else fit_calibration(teaching, labels, config.task.type, omega, start)
 
 
 def learn_weights(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -17,7 +17,7 @@ from common.data.cohort import Batch, Cohort
 from common.data.patches import Edges, random_patches
 from common.learning.loop import WHOLE, Fit, Span, fit
 from common.learning.losses import Lesson, student_loss, task_loss
-from common.learning.modality_weights import Evidence, hypergradient, random_patterns, scaling_gradient
+from common.learning.modality_weights import LEAST_WEIGHT, Evidence, hypergradient, random_patterns, scaling_gradient
 from common.learning.modulation import Modulation
 from common.models.ensemble import Calibration, CompleteTeacher, Ensembles, consilium
 from common.models.fusion import TOKENS, centred, probabilities
@@ -28,6 +28,7 @@ from common.task import TaskType
 
 META_TRAIN_BATCH, META_BATCH = 128, 512
 SCANS = 4  # of volumes, at a time
+VOXELS = 20_000  # of each, to fit a few numbers
 PSEUDO_EVENTS = 10.0
 
 
@@ -168,7 +169,9 @@ class Teaching:
         return replace(lesson, complete=self.complete[index], whole=self.whole[index])
 
     def evidence(self, kind: TaskType) -> Evidence | None:
-        """Returns how the teachers' evidence overlaps, over the patients that all of them know."""
+        """Returns how the teachers' evidence overlaps, over patients that all of them know; None for voxels."""
+        if kind == "segmentation":
+            return None
         prior = self.calibration.prior
         share = torch.zeros_like(prior) if kind == "regression" else probabilities(kind, prior)
         return Evidence.of((self.logits - prior)[self.taught.all(1)], share)
@@ -191,10 +194,6 @@ class VolumeTeaching(Teaching):
         fused = consilium(logits, taught, omega.softmax(1), self.calibration)
         return Lesson(logits, taught, fused, self.calibration.prior)
 
-    def evidence(self, kind: TaskType) -> Evidence | None:
-        """Returns None: voxels are no patients."""
-        return None
-
 
 def teach_cohort(ensembles: Ensembles | None, cohort: Cohort, calibration: Calibration) -> Teaching | None:
     """Returns the teachers' logits of a model-ready cohort; None without teachers or visits."""
@@ -206,6 +205,32 @@ def teach_cohort(ensembles: Ensembles | None, cohort: Cohort, calibration: Calib
         return VolumeTeaching(torch.empty(0), taught, calibration, ensembles=ensembles)
     batch = cohort.batch()
     return Teaching(ensembles(batch), taught, calibration, ensembles.complete(batch), cohort.present.all(1))
+
+
+def teach_voxels(ensembles: Ensembles, cohort: Cohort, calibration: Calibration) -> tuple[Teaching, Tensor]:
+    """Returns what teachers say of the same few voxels of every patient, and the labels [N, C, V] there.
+
+    Args:
+        ensembles: The teachers.
+        cohort: Model-ready, labelled volumes.
+        calibration: Of the consilium.
+    """
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = [], []
+    for batch in parts_of(cohort, ensembles.patch):
+        truth = batch.labels.flatten(2)
+        at = torch.randperm(truth.shape[2], generator=generator)[:VOXELS]
+        logits.append(ensembles(batch).flatten(3)[..., at])
+        labels.append(truth[..., at])
+    has_teacher = torch.tensor([m in ensembles.modalities() for m in cohort.task.modalities])
+    return Teaching(torch.cat(logits), cohort.present & has_teacher, calibration), torch.cat(labels)
+
+
+def _and_drawn(teaching: Teaching, labels: Tensor) -> tuple[Teaching, Tensor]:
+    """Returns patients twice, with what there is and with a pattern drawn from it: one bias must fit both."""
+    drawn = random_patterns(teaching.taught, 1.0, torch.Generator().manual_seed(0))
+    twice = replace(teaching, logits=teaching.logits.repeat(2, 1, 1, 1), taught=torch.cat([teaching.taught, drawn]))
+    return twice, labels.repeat(2, 1, 1)
 
 
 def train_student(
@@ -311,46 +336,93 @@ def weights_gradient(
 
 
 def calibration_loss(teaching: Teaching, labels: Tensor, kind: TaskType, omega: Tensor, calibration: Calibration) -> Tensor:
-    """Returns the task loss of the consilium, a function of s and b."""
+    """Returns the task loss of the consilium, a function of omega, s and b."""
     fused = consilium(teaching.logits, teaching.taught, omega.softmax(1), calibration)
     return task_loss(kind, fused, labels).mean()
 
 
-def fit_calibration(teaching: Teaching, cohort: Cohort, omega: Tensor, start: Calibration) -> Calibration:
+def fit_calibration(teaching: Teaching, labels: Tensor, kind: TaskType, omega: Tensor, start: Calibration) -> Calibration:
     """Returns s and b fitted to labelled patients that no teacher was trained on.
 
     A regression on the weighted evidence with the task's loss. Where it is a logistic (softmax) one, the patients are weighted so
     that outcomes are as common as the prior says: how common they are, all sites tell, and not the few hospitals of a reference
     set. A ridge of ten pseudo-events pulls towards ``start``.
+
+    Args:
+        teaching: What the teachers say of N patients, or of V voxels of each: logits [N, M, C], [N, M, C, V].
+        labels: Of them, [N, C], [N] or [N, C, V].
+        kind: Type of the task.
+        omega: [C or 1, M].
+        start: s and b without these patients.
     """
-    kind = cohort.task.type
     scale = start.scale.clone().requires_grad_(True)
     bias = start.bias.clone().requires_grad_(True)
-    weight = _as_common_as(start.prior, cohort.labels, kind)
-    optimiser = torch.optim.LBFGS([scale, bias], max_iter=100, line_search_fn="strong_wolfe")
+    cases = labels[:, 0].numel() if kind == "segmentation" else len(labels)
+    weight = _as_common_as(start.prior, labels, kind)
+    if kind == "segmentation":
+        teaching, labels = _and_drawn(teaching, labels)
+
+    def loss() -> Tensor:
+        pull = functional.mse_loss(scale, start.scale, reduction="sum") + functional.mse_loss(bias, start.bias, reduction="sum")
+        calibration = Calibration(scale, bias, start.prior)
+        if kind == "segmentation":
+            return calibration_loss(teaching, labels, kind, omega, calibration) + PSEUDO_EVENTS / cases * pull
+        fused = consilium(teaching.logits, teaching.taught, omega.softmax(1), calibration)
+        if kind in ("multiclass", "regression"):
+            fault = (weight * task_loss(kind, fused, labels)).sum()
+        else:
+            fault = functional.binary_cross_entropy_with_logits(fused, labels, weight=weight, reduction="sum")
+        return (fault + PSEUDO_EVENTS * pull) / cases
+
+    _minimise(loss, [scale, bias])
+    return Calibration(scale.detach(), bias.detach(), start.prior)
+
+
+def stacked_weights(teaching: Teaching, labels: Tensor, start: Calibration, *, per_output: bool) -> Tensor:
+    """Returns omega [C or 1, M] of the weighted sum of teachers that has the least task loss on voxels that they never saw.
+
+    Stacked generalisation (Wolpert, 1992) with weights that are not negative; s and b are fitted along. A few patients have
+    voxels enough for it.
+
+    Args:
+        teaching: What the teachers say of V voxels of each of N patients, logits [N, M, C, V].
+        labels: Of the voxels, [N, C, V].
+        start: s and b at the start.
+        per_output: Whether omega has a row per region.
+    """
+    regions, modalities = labels.shape[1], teaching.logits.shape[1]
+    omega = torch.zeros(regions if per_output else 1, modalities, requires_grad=True)
+    scale, bias = start.scale.clone().requires_grad_(True), start.bias.clone().requires_grad_(True)
+    ridge = PSEUDO_EVENTS / labels[:, 0].numel()
+    teaching, labels = _and_drawn(teaching, labels)
+
+    def loss() -> Tensor:
+        fault = calibration_loss(teaching, labels, "segmentation", omega, Calibration(scale, bias, start.prior))
+        return fault + ridge * omega.square().sum()
+
+    _minimise(loss, [omega, scale, bias])
+    log = omega.detach().softmax(1).clamp(min=LEAST_WEIGHT / modalities).log()
+    return log - log.mean(1, keepdim=True)
+
+
+def _minimise(loss: Callable[[], Tensor], parameters: list[Tensor]) -> None:
+    optimiser = torch.optim.LBFGS(parameters, max_iter=100, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        pull = functional.mse_loss(scale, start.scale, reduction="sum") + functional.mse_loss(bias, start.bias, reduction="sum")
-        fused = consilium(teaching.logits, teaching.taught, omega.softmax(1), Calibration(scale, bias, start.prior))
-        if kind in ("multiclass", "regression"):
-            loss = (weight * task_loss(kind, fused, cohort.labels)).sum()
-        else:
-            loss = functional.binary_cross_entropy_with_logits(fused, cohort.labels, weight=weight, reduction="sum")
-        value = (loss + PSEUDO_EVENTS * pull) / len(cohort)
+        value = loss()
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
     optimiser.step(closure)  # type: ignore[no-untyped-call]
-    return Calibration(scale.detach(), bias.detach(), start.prior)
 
 
 def _as_common_as(prior: Tensor, labels: Tensor, kind: TaskType) -> Tensor:
     """Returns weights under which outcomes are as common as ``prior`` [C] says, [N] for exclusive classes, else [N, C].
 
-    Numbers all weigh 1, [N].
+    Numbers and volumes all weigh 1, [N].
     """
-    if kind == "regression":
+    if kind in ("regression", "segmentation"):
         return torch.ones(len(labels))
     share = probabilities(kind, prior)
     if kind == "multiclass":

@@ -24,6 +24,7 @@ from common.learning.lessons import (
     calibration_loss,
     fit_calibration,
     log_odds,
+    stacked_weights,
     student_validation_loss,
     teach_cohort,
     teacher_loss,
@@ -197,7 +198,7 @@ def test_calibration_is_the_logistic_regression_on_the_evidence_weighted_as_the_
     prior = torch.full((len(cohort.task.outputs),), -2.0)
     start = replace(teaching.calibration, prior=prior)
     evidence = replace(teaching, logits=teaching.logits + prior)
-    found = fit_calibration(evidence, cohort, omega, start)
+    found = fit_calibration(evidence, cohort.labels, kind, omega, start)
     for c in range(len(cohort.task.outputs)):
         y = cohort.labels[:, c].numpy()
         usual = prior[c].sigmoid().item()
@@ -214,7 +215,10 @@ def test_a_reference_set_with_many_events_does_not_tell_that_events_are_common()
     few, many = cohort, cohort.select(keep.numpy())
     usual = replace(teaching.calibration, prior=log_odds("binary", few.labels.sum(0).double().numpy(), 2000.0))
     logits = teaching.logits + usual.prior
-    found = [fit_calibration(Teaching(z, c.present, usual), c, omega, usual) for z, c in ((logits, few), (logits[keep], many))]
+    found = [
+        fit_calibration(Teaching(z, c.present, usual), c.labels, "binary", omega, usual)
+        for z, c in ((logits, few), (logits[keep], many))
+    ]
     assert many.labels.mean() > 2 * few.labels.mean()
     assert found[1].bias.item() == pytest.approx(found[0].bias.item(), abs=0.15)
 
@@ -223,7 +227,7 @@ def test_a_reference_set_with_many_events_does_not_tell_that_events_are_common()
 def test_without_any_event_the_calibration_is_finite_and_near_its_start(kind: TaskType) -> None:
     teaching, cohort, omega = lone_modality(kind, 12)
     start = replace(teaching.calibration, scale=0.2 * teaching.calibration.scale)
-    found = fit_calibration(teaching, replace(cohort, labels=torch.zeros_like(cohort.labels)), omega, start)
+    found = fit_calibration(teaching, torch.zeros_like(cohort.labels), kind, omega, start)
     assert (found.scale - start.scale).abs().max() < 0.5
     assert found.bias.abs().max() < 1
 
@@ -232,7 +236,7 @@ def test_without_any_event_the_calibration_is_finite_and_near_its_start(kind: Ta
 def test_calibration_improves_on_its_start_and_leaves_it_untouched(kind: TaskType) -> None:
     teaching, cohort, omega = lone_modality(kind)
     start = teaching.calibration
-    found = fit_calibration(teaching, cohort, omega, start)
+    found = fit_calibration(teaching, cohort.labels, kind, omega, start)
     losses = [calibration_loss(teaching, cohort.labels, kind, omega, c).item() for c in (start, found)]
     assert losses[1] < 0.9 * losses[0]
     assert start.scale.tolist() == [1.0] * len(start.scale)
@@ -243,8 +247,37 @@ def test_calibration_improves_on_its_start_and_leaves_it_untouched(kind: TaskTyp
 def test_without_patients_that_tell_the_calibration_stays_at_its_start() -> None:
     teaching, cohort, omega = lone_modality("binary", 4)
     silent = replace(teaching, taught=torch.zeros_like(teaching.taught))
-    found = fit_calibration(silent, cohort, omega, teaching.calibration)
+    found = fit_calibration(silent, cohort.labels, cohort.task.type, omega, teaching.calibration)
     assert found.scale.item() == pytest.approx(1, abs=1e-4)
+
+
+def voxels(patients: int = 6, number: int = 2000) -> tuple[Teaching, Tensor]:
+    """Voxels of two regions: one teacher knows the first, another the second, the third says much and knows nothing."""
+    g = torch.Generator().manual_seed(0)
+    labels = (torch.rand(patients, 2, number, generator=g) < 0.2).float()
+    logits = torch.randn(patients, 3, 2, number, generator=g) - 1
+    logits[:, 0, 0] += 4 * labels[:, 0]
+    logits[:, 1, 1] += 4 * labels[:, 1]
+    logits[:, 2] *= 3
+    none = torch.zeros(2)
+    return Teaching(logits, torch.ones(patients, 3, dtype=torch.bool), Calibration(none + 3, none, none)), labels
+
+
+def test_stacked_weights_find_who_knows_a_region() -> None:
+    teaching, labels = voxels()
+    omega = stacked_weights(teaching, labels, teaching.calibration, per_output=True)
+    assert omega.shape == (2, 3)
+    assert omega.softmax(1).argmax(1).tolist() == [0, 1]
+    assert (omega.softmax(1)[:, :2].diagonal() > 0.8).all()
+    assert stacked_weights(teaching, labels, teaching.calibration, per_output=False).shape == (1, 3)
+
+
+def test_scale_and_bias_of_voxels_improve_the_task_loss() -> None:
+    teaching, labels = voxels()
+    omega, start = torch.zeros(2, 3), teaching.calibration
+    found = fit_calibration(teaching, labels, "segmentation", omega, start)
+    better, worse = (calibration_loss(teaching, labels, "segmentation", omega, c).item() for c in (found, start))
+    assert better < 0.8 * worse
 
 
 @pytest.mark.parametrize("kind", ["binary", "multilabel"])

@@ -11,7 +11,6 @@ from torch import Tensor
 from common.learning.lessons import Teaching
 from common.models.ensemble import Calibration
 from server.distillation import resolved_better
-from tests.common.samples import make_cohort, make_task
 
 
 def heard(noise: float, patients: int = 400) -> tuple[Teaching, Tensor]:
@@ -27,14 +26,12 @@ def heard(noise: float, patients: int = 400) -> tuple[Teaching, Tensor]:
 @pytest.mark.parametrize(("noise", "omega", "expected"), [(3.0, 2.0, True), (3.0, -2.0, False), (0.0, 0.0, False)])
 def test_weights_are_kept_if_the_consilium_is_better_with_them(noise: float, omega: float, expected: bool) -> None:
     teaching, labels = heard(noise)
-    cohort = replace(make_cohort(make_task(), len(labels)), labels=labels)
     learned, even = torch.tensor([[omega, -omega]]), torch.zeros(1, 2)
-    assert resolved_better(teaching, cohort, (learned, teaching.calibration), (even, teaching.calibration)) == expected
+    assert resolved_better("binary", teaching, labels, (learned, teaching.calibration), (even, teaching.calibration)) == expected
 
 
 def test_patients_with_one_modality_tell_nothing_of_the_weights() -> None:
     teaching, labels = heard(3.0)
     alone = replace(teaching, taught=torch.tensor([[True, False]]).expand(len(labels), 2))
     learned, even = torch.tensor([[2.0, -2.0]]), torch.zeros(1, 2)
-    cohort = replace(make_cohort(make_task(), len(labels)), labels=labels)
-    assert not resolved_better(alone, cohort, (learned, teaching.calibration), (even, teaching.calibration))
+    assert not resolved_better("binary", alone, labels, (learned, teaching.calibration), (even, teaching.calibration))
