@@ -83,26 +83,26 @@ def distil(
     teaching, labels = _teaching(unseeing, reference, start)
     evidence = teaching.evidence(config.task.type) if teaching else None
     learned, per_output = config.weights.estimator != "uniform", config.weights.per_output
-    if learned and config.weights.start == "evidence" and evidence is not None:
-        student.omega.copy_(evidence.omega(per_output=per_output))
-    elif (
-        learned and config.weights.start == "evidence" and config.task.type == "segmentation" and teaching and labels is not None
-    ):
-        student.omega.copy_(stacked_weights(teaching, labels, start, per_output=per_output))
+    if learned and config.weights.start == "evidence":
+        if evidence is not None:
+            student.omega.copy_(evidence.omega(per_output=per_output))
+        elif reference.task.type == "segmentation" and teaching is not None and labels is not None:
+            stacked = stacked_weights(teaching, labels, start, scale=config.distill.scale, per_output=per_output)
+            student.omega.copy_(stacked)
     progress(0, student.omega)
     calibration = calibrated(config, labels, teaching, evidence, student.omega, calibration)
     equal = False
     if learned and reference.labelled:
         adam = learn_weights(config, student, reference, unseeing, calibration, progress)
         calibration = calibrated(config, labels, teaching, evidence, student.omega, calibration)
-        even = torch.zeros_like(student.omega)
-        at_even = calibrated(config, labels, teaching, evidence, even, start)
         if config.weights.guard and teaching is not None and labels is not None:
+            even = torch.zeros_like(student.omega)
+            at_even = calibrated(config, labels, teaching, evidence, even, start)
             equal = not resolved_better(config.task.type, teaching, labels, (student.omega, calibration), (even, at_even))
-        if equal:
-            student.omega.copy_(even)
-            calibration, adam = at_even, {}
-            progress(config.weights.steps + 1, even)
+            if equal:
+                student.omega.copy_(even)
+                calibration, adam = at_even, {}
+                progress(config.weights.steps + 1, even)
     if config.distill.gamma:  # who does not learn from the consilium does not start from it either
         student.start_fusion_at(calibration.scale, calibration.bias)
     train, validation = training_part(config, reference), reference.part("validation")
@@ -121,10 +121,11 @@ def distil(
 
 def _teaching(ensembles: Ensembles, reference: Cohort, calibration: Calibration) -> tuple[Teaching | None, Tensor | None]:
     """Returns what teachers say of the reference set, and its labels if there are any; of volumes that of some voxels."""
-    labelled = reference.labelled and len(reference) > 0
-    if reference.task.type == "segmentation":
-        return teach_voxels(ensembles, reference, calibration) if labelled else (None, None)
-    return teach_cohort(ensembles, reference, calibration), reference.labels if labelled else None
+    labels = reference.labels if reference.labelled and len(reference) else None
+    if reference.task.type != "segmentation":
+        return teach_cohort(ensembles, reference, calibration), labels
+    heard = None if labels is None else teach_voxels(ensembles, reference, calibration)
+    return heard or (None, None)
 
 
 def resolved_better(

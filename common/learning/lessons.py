@@ -14,13 +14,13 @@ from torch.nn import functional
 
 from common.config import Config, Training
 from common.data.cohort import Batch, Cohort
-from common.data.patches import Edges, random_patches
+from common.data.patches import Edges, random_patches, windowed
 from common.learning.loop import WHOLE, Fit, Span, fit
 from common.learning.losses import Lesson, student_loss, task_loss
 from common.learning.modality_weights import LEAST_WEIGHT, Evidence, hypergradient, random_patterns, scaling_gradient
 from common.learning.modulation import Modulation
 from common.models.ensemble import Calibration, CompleteTeacher, Ensembles, consilium
-from common.models.fusion import TOKENS, centred, probabilities
+from common.models.fusion import TOKENS, centred, probabilities, stated, weighted_evidence
 from common.models.registry import Encoder
 from common.models.student import SHARED, Student, StudentOutput, block_of
 from common.models.teacher import Teacher
@@ -28,7 +28,8 @@ from common.task import TaskType
 
 META_TRAIN_BATCH, META_BATCH = 128, 512
 SCANS = 4  # of volumes, at a time
-VOXELS = 20_000  # of each, to fit a few numbers
+VOXELS, MOST_VOXELS = 20_000, 2_000_000  # of a scan, of all, to fit a few numbers
+INDEPENDENT = 1_000  # neighbours tell the same: a scan's voxels count as so many cases
 PSEUDO_EVENTS = 10.0
 
 
@@ -146,7 +147,7 @@ class Teaching:
     """Teachers' logits of a whole cohort, computed once.
 
     Attributes:
-        logits: [N, M, C].
+        logits: [N, M, C]; of V voxels of every patient [N, M, C, V].
         taught: bool [N, M].
         calibration: Of the consilium.
         complete: Of the teacher of complete visits, [N, C], if there is one.
@@ -207,26 +208,31 @@ def teach_cohort(ensembles: Ensembles | None, cohort: Cohort, calibration: Calib
     return Teaching(ensembles(batch), taught, calibration, ensembles.complete(batch), cohort.present.all(1))
 
 
-def teach_voxels(ensembles: Ensembles, cohort: Cohort, calibration: Calibration) -> tuple[Teaching, Tensor]:
-    """Returns what teachers say of the same few voxels of every patient, and the labels [N, C, V] there.
+def teach_voxels(ensembles: Ensembles, cohort: Cohort, calibration: Calibration) -> tuple[Teaching, Tensor] | None:
+    """Returns what teachers say of some voxels of every scan's patient, and the labels [N, C, V] there; None if nobody is taught.
 
     Args:
         ensembles: The teachers.
-        cohort: Model-ready, labelled volumes.
+        cohort: Model-ready, labelled volumes; a patient whose modalities have no teacher is left out.
         calibration: Of the consilium.
     """
+    taught = cohort.present & torch.tensor([m in ensembles.modalities() for m in cohort.task.modalities])
+    told = taught.any(1)
+    if not told.any():
+        return None
+    cohort = cohort.select(told.numpy())
+    number = min(VOXELS, MOST_VOXELS // len(cohort))
     generator = torch.Generator().manual_seed(0)
     logits, labels = [], []
-    for batch in parts_of(cohort, ensembles.patch):
-        truth = batch.labels.flatten(2)
-        at = torch.randperm(truth.shape[2], generator=generator)[:VOXELS]
-        logits.append(ensembles(batch).flatten(3)[..., at])
-        labels.append(truth[..., at])
-    has_teacher = torch.tensor([m in ensembles.modalities() for m in cohort.task.modalities])
-    return Teaching(torch.cat(logits), cohort.present & has_teacher, calibration), torch.cat(labels)
+    for batch in parts_of(cohort, None):
+        said = windowed(lambda part: ensembles(part).flatten(1, 2), batch, ensembles.patch)
+        at = torch.randperm(batch.labels[0, 0].numel(), generator=generator)[:number]
+        logits.append(said.reshape(len(said), -1, len(cohort.task.outputs), batch.labels[0, 0].numel())[..., at])
+        labels.append(batch.labels.flatten(2)[..., at])
+    return Teaching(torch.cat(logits), taught[told], calibration), torch.cat(labels)
 
 
-def _and_drawn(teaching: Teaching, labels: Tensor) -> tuple[Teaching, Tensor]:
+def _with_drawn_patterns(teaching: Teaching, labels: Tensor) -> tuple[Teaching, Tensor]:
     """Returns patients twice, with what there is and with a pattern drawn from it: one bias must fit both."""
     drawn = random_patterns(teaching.taught, 1.0, torch.Generator().manual_seed(0))
     twice = replace(teaching, logits=teaching.logits.repeat(2, 1, 1, 1), taught=torch.cat([teaching.taught, drawn]))
@@ -346,7 +352,7 @@ def fit_calibration(teaching: Teaching, labels: Tensor, kind: TaskType, omega: T
 
     A regression on the weighted evidence with the task's loss. Where it is a logistic (softmax) one, the patients are weighted so
     that outcomes are as common as the prior says: how common they are, all sites tell, and not the few hospitals of a reference
-    set. A ridge of ten pseudo-events pulls towards ``start``.
+    set. A ridge of ten pseudo-events pulls towards ``start``; a region that no patient shows keeps it.
 
     Args:
         teaching: What the teachers say of N patients, or of V voxels of each: logits [N, M, C], [N, M, C, V].
@@ -357,60 +363,65 @@ def fit_calibration(teaching: Teaching, labels: Tensor, kind: TaskType, omega: T
     """
     scale = start.scale.clone().requires_grad_(True)
     bias = start.bias.clone().requires_grad_(True)
-    cases = labels[:, 0].numel() if kind == "segmentation" else len(labels)
-    weight = _as_common_as(start.prior, labels, kind)
-    if kind == "segmentation":
-        teaching, labels = _and_drawn(teaching, labels)
+    scans = kind == "segmentation"
+    cases = len(labels) * (INDEPENDENT if scans else 1)
+    shown = labels.amax((0, 2)) > 0 if scans else torch.ones_like(start.scale, dtype=torch.bool)
+    weight = None if scans else _as_common_as(start.prior, labels, kind)
+    if scans:
+        teaching, labels = _with_drawn_patterns(teaching, labels)
+    evidence = weighted_evidence(teaching.logits, teaching.taught, omega.softmax(1), start.prior)
 
-    def loss() -> Tensor:
+    def cost() -> Tensor:
         pull = functional.mse_loss(scale, start.scale, reduction="sum") + functional.mse_loss(bias, start.bias, reduction="sum")
-        calibration = Calibration(scale, bias, start.prior)
-        if kind == "segmentation":
-            return calibration_loss(teaching, labels, kind, omega, calibration) + PSEUDO_EVENTS / cases * pull
-        fused = consilium(teaching.logits, teaching.taught, omega.softmax(1), calibration)
-        if kind in ("multiclass", "regression"):
-            fault = (weight * task_loss(kind, fused, labels)).sum()
+        fused = stated(evidence, scale, bias, start.prior)
+        if kind in ("binary", "multilabel"):
+            fit = functional.binary_cross_entropy_with_logits(fused, labels, weight=weight, reduction="sum") / cases
         else:
-            fault = functional.binary_cross_entropy_with_logits(fused, labels, weight=weight, reduction="sum")
-        return (fault + PSEUDO_EVENTS * pull) / cases
+            fit = (task_loss(kind, fused, labels) * (1 if weight is None else weight)).mean()
+        return fit + PSEUDO_EVENTS / cases * pull
 
-    _minimise(loss, [scale, bias])
-    return Calibration(scale.detach(), bias.detach(), start.prior)
+    _minimise(cost, [scale, bias])
+    s, b = (torch.where(shown, x.detach(), before) for x, before in ((scale, start.scale), (bias, start.bias)))
+    return Calibration(s, b, start.prior)
 
 
-def stacked_weights(teaching: Teaching, labels: Tensor, start: Calibration, *, per_output: bool) -> Tensor:
+def stacked_weights(teaching: Teaching, labels: Tensor, start: Calibration, *, scale: bool, per_output: bool) -> Tensor:
     """Returns omega [C or 1, M] of the weighted sum of teachers that has the least task loss on voxels that they never saw.
 
-    Stacked generalisation (Wolpert, 1992) with weights that are not negative; s and b are fitted along. A few patients have
-    voxels enough for it.
+    Stacked generalisation (Wolpert, 1992) with weights that are not negative. A few patients have voxels enough for it. Equal
+    weights if a modality has no teacher on any of them.
 
     Args:
         teaching: What the teachers say of V voxels of each of N patients, logits [N, M, C, V].
         labels: Of the voxels, [N, C, V].
         start: s and b at the start.
+        scale: Whether s and b are fitted along.
         per_output: Whether omega has a row per region.
     """
     regions, modalities = labels.shape[1], teaching.logits.shape[1]
-    omega = torch.zeros(regions if per_output else 1, modalities, requires_grad=True)
-    scale, bias = start.scale.clone().requires_grad_(True), start.bias.clone().requires_grad_(True)
-    ridge = PSEUDO_EVENTS / labels[:, 0].numel()
-    teaching, labels = _and_drawn(teaching, labels)
+    omega = torch.zeros(regions if per_output else 1, modalities)
+    if not teaching.taught.any(0).all():
+        return omega
+    omega.requires_grad_(True)
+    s, b = (x.clone().requires_grad_(scale) for x in (start.scale, start.bias))
+    ridge = PSEUDO_EVENTS / (len(labels) * INDEPENDENT)
+    teaching, labels = _with_drawn_patterns(teaching, labels)
 
-    def loss() -> Tensor:
-        fault = calibration_loss(teaching, labels, "segmentation", omega, Calibration(scale, bias, start.prior))
-        return fault + ridge * omega.square().sum()
+    def cost() -> Tensor:
+        fit = calibration_loss(teaching, labels, "segmentation", omega, Calibration(s, b, start.prior))
+        return fit + ridge * omega.square().sum()
 
-    _minimise(loss, [omega, scale, bias])
+    _minimise(cost, [omega, s, b] if scale else [omega])
     log = omega.detach().softmax(1).clamp(min=LEAST_WEIGHT / modalities).log()
     return log - log.mean(1, keepdim=True)
 
 
-def _minimise(loss: Callable[[], Tensor], parameters: list[Tensor]) -> None:
+def _minimise(cost: Callable[[], Tensor], parameters: list[Tensor]) -> None:
     optimiser = torch.optim.LBFGS(parameters, max_iter=100, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        value = loss()
+        value = cost()
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
@@ -420,9 +431,9 @@ def _minimise(loss: Callable[[], Tensor], parameters: list[Tensor]) -> None:
 def _as_common_as(prior: Tensor, labels: Tensor, kind: TaskType) -> Tensor:
     """Returns weights under which outcomes are as common as ``prior`` [C] says, [N] for exclusive classes, else [N, C].
 
-    Numbers and volumes all weigh 1, [N].
+    Numbers all weigh 1, [N].
     """
-    if kind in ("regression", "segmentation"):
+    if kind == "regression":
         return torch.ones(len(labels))
     share = probabilities(kind, prior)
     if kind == "multiclass":

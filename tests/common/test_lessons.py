@@ -265,11 +265,13 @@ def voxels(patients: int = 6, number: int = 2000) -> tuple[Teaching, Tensor]:
 
 def test_stacked_weights_find_who_knows_a_region() -> None:
     teaching, labels = voxels()
-    omega = stacked_weights(teaching, labels, teaching.calibration, per_output=True)
+    omega = stacked_weights(teaching, labels, teaching.calibration, scale=True, per_output=True)
     assert omega.shape == (2, 3)
     assert omega.softmax(1).argmax(1).tolist() == [0, 1]
     assert (omega.softmax(1)[:, :2].diagonal() > 0.8).all()
-    assert stacked_weights(teaching, labels, teaching.calibration, per_output=False).shape == (1, 3)
+    assert stacked_weights(teaching, labels, teaching.calibration, scale=False, per_output=False).shape == (1, 3)
+    silent = replace(teaching, taught=teaching.taught & torch.tensor([True, True, False]))
+    assert not stacked_weights(silent, labels, teaching.calibration, scale=True, per_output=True).any()
 
 
 def test_scale_and_bias_of_voxels_improve_the_task_loss() -> None:
@@ -278,6 +280,14 @@ def test_scale_and_bias_of_voxels_improve_the_task_loss() -> None:
     found = fit_calibration(teaching, labels, "segmentation", omega, start)
     better, worse = (calibration_loss(teaching, labels, "segmentation", omega, c).item() for c in (found, start))
     assert better < 0.95 * worse
+
+
+def test_of_a_region_that_no_reference_patient_shows_nothing_is_learned() -> None:
+    teaching, labels = voxels()
+    labels[:, 1] = 0
+    found = fit_calibration(teaching, labels, "segmentation", torch.zeros(2, 3), teaching.calibration)
+    assert (found.scale[1].item(), found.bias[1].item()) == (3, 0)
+    assert found.scale[0].item() != 3
 
 
 @pytest.mark.parametrize("kind", ["binary", "multilabel"])

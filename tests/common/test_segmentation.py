@@ -13,17 +13,20 @@ from torch import Tensor
 from torch.nn import functional
 
 from common.config import ModelConfig
-from common.data.cohort import Batch
-from common.data.patches import random_patches, windowed
+from common.data.cohort import Batch, Cohort
+from common.data.patches import Edges, random_patches, windowed
 from common.evaluation.intervals import Sample, paired_difference
 from common.evaluation.metrics import metrics, resampled
 from common.evaluation.regions import prediction_columns, region_scores
+from common.learning import lessons
+from common.learning.lessons import teach_voxels
 from common.learning.losses import distillation_loss, pairwise_loss, student_loss, task_loss
 from common.learning.modality_weights import hypergradient
 from common.models.ensemble import Ensembles, build_teacher, consilium, groups, initial_calibration
 from common.models.student import SHARED, Student, block_of, build_student
 from common.models.teacher import Teacher
 from common.task import Modality, Task
+from server.distillation import resolved_better
 from tests.common.samples import make_config
 
 NAMES = ("flair", "t1", "t1ce")
@@ -137,6 +140,44 @@ def test_the_consilium_speaks_of_every_voxel() -> None:
     assert torch.allclose(said[..., 3, 5, 7], voxel, atol=1e-5)
 
 
+class Knowing:
+    """Teachers of two modalities who say what their scan shows; nobody reads the third."""
+
+    def __init__(self, patch: Edges | None) -> None:
+        self.patch = patch
+
+    def modalities(self) -> set[str]:
+        return {"flair", "t1"}
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return (
+            torch.stack([batch.inputs[n].expand(-1, 2, -1, -1, -1) for n in NAMES], 1)
+            * batch.present[:, :, None, None, None, None]
+        )
+
+
+@pytest.mark.parametrize("patch", [None, (8, 8, 12)])
+def test_sampled_voxels_come_with_their_own_labels(patch: Edges | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lessons, "VOXELS", 500)
+    shown = (torch.rand(6, 1, *GRID.voxels, generator=torch.Generator().manual_seed(0)) < 0.3).float()
+    present = torch.tensor([[True, True, True], [True, False, True], [False, False, True]] * 2)  # nobody is heard of two of them
+    labels, order = shown.expand(-1, 2, -1, -1, -1).to(torch.uint8), np.arange(6)
+    cohort = Cohort(TASK, dict.fromkeys(NAMES, 4 * shown - 2), present, labels, True, order, order, np.full(6, "train"))
+    prior = torch.zeros(2)
+    heard = teach_voxels(Knowing(patch), cohort, initial_calibration(TASK, prior))  # type: ignore[arg-type]
+    assert heard is not None
+    teaching, truth = heard
+    assert teaching.logits.shape == (4, 3, 2, 500)
+    assert truth.shape == (4, 2, 500)
+    assert teaching.taught.tolist() == [[True, True, False], [True, False, False]] * 2
+    assert torch.equal(teaching.logits[:, 0] > 0, truth > 0)
+    assert not torch.equal(truth[0], truth[1])
+    sure = replace(teaching.calibration, scale=prior + 9)
+    assert resolved_better("segmentation", teaching, truth, (torch.zeros(1, 3), sure), (torch.zeros(1, 3), teaching.calibration))
+    unheard = cohort.select(~present[:, 0].numpy())
+    assert teach_voxels(Knowing(patch), unheard, teaching.calibration) is None  # type: ignore[arg-type]
+
+
 def test_the_weights_are_told_whether_distilling_with_them_helped() -> None:
     student, batch = make_student("weighted"), make_batch()
     config = make_config().distill
@@ -173,7 +214,8 @@ def test_windows_cover_the_whole_scan() -> None:
 
     def said(window: Batch) -> Tensor:
         seen.append(tuple(window.inputs["t1"].shape[2:]))
-        assert torch.equal(window.present, batch.present[len(said_of)][None])
+        assert torch.equal(window.present, batch.present[len(said_of)].expand(len(window.inputs["t1"]), -1))
+        assert len(window) == len(window.labels) == len(window.inputs["t1"])
         return torch.cat([window.inputs["t1"], window.inputs["flair"]], 1)
 
     said_of: list[int] = []
