@@ -20,10 +20,10 @@ from common.arrays import (
 from common.config import Config
 from common.data.cohort import SPLITS, Cohort, count_patterns
 from common.evaluation.predictions import Speaker, predict_patterns, released_rows, student_speaker, teachers_speakers
+from common.learning.calibration import calibration_loss
 from common.learning.lessons import (
     Teaching,
     block_counts,
-    calibration_loss,
     student_validation_loss,
     teach_cohort,
     teacher_loss,

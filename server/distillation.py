@@ -14,11 +14,10 @@ from torch import Tensor
 
 from common.config import Config
 from common.data.cohort import Cohort
+from common.learning.calibration import fit_calibration, stacked_weights
 from common.learning.lessons import (
     Teaching,
-    fit_calibration,
     prepared,
-    stacked_weights,
     teach_cohort,
     teach_voxels,
     train_student,

@@ -18,13 +18,11 @@ from common.data.folder import open_cohort
 from common.data.manifest import load_manifest
 from common.data.rows import LazyRows
 from common.data.standardise import Standardisation
+from common.learning.calibration import calibration_loss, fit_calibration, stacked_weights
 from common.learning.lessons import (
     Teaching,
     block_counts,
-    calibration_loss,
-    fit_calibration,
     log_odds,
-    stacked_weights,
     student_validation_loss,
     teach_cohort,
     teacher_loss,
