@@ -15,14 +15,7 @@ from torch import Tensor
 from common.config import Config
 from common.data.cohort import Cohort
 from common.learning.calibration import fit_calibration, stacked_weights
-from common.learning.lessons import (
-    Teaching,
-    prepared,
-    teach_cohort,
-    teach_voxels,
-    train_student,
-    weights_gradient,
-)
+from common.learning.lessons import Teaching, prepared, teach_cohort, teach_voxels, train_student, weights_gradient
 from common.learning.loop import Fit, derive_seed
 from common.learning.losses import task_loss
 from common.learning.modality_weights import Evidence, OmegaAdam

@@ -60,11 +60,16 @@ class Batch:
 
     def spread(self, rows: Tensor, index: Tensor) -> Tensor:
         """Returns what was made of the patients at indices, [n, ...], as rows of the whole batch, [B, ...]; the others are 0."""
-        return rows.new_zeros(len(self), *rows.shape[1:]).index_copy(0, index, rows)
+        return spread(rows, index, len(self))
 
     def masked(self, present: Tensor) -> Batch:
         """Returns the batch with fewer modalities present."""
         return replace(self, present=self.present & present)
+
+
+def spread(rows: Tensor, index: Tensor, size: int) -> Tensor:
+    """Returns rows [n, ...] at their indices among [size, ...]; the others are 0."""
+    return rows.new_zeros(size, *rows.shape[1:]).index_copy(0, index, rows)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from common.learning.lessons import Teaching
 from common.learning.losses import task_loss
-from common.learning.modality_weights import LEAST_WEIGHT, random_patterns
+from common.learning.modality_weights import omega_of, random_patterns
 from common.models.ensemble import Calibration, consilium
 from common.models.fusion import probabilities, stated, weighted_evidence
 from common.task import TaskType
@@ -77,8 +77,7 @@ def stacked_weights(teaching: Teaching, labels: Tensor, start: Calibration, *, s
         scale: Whether s and b are fitted along.
         per_output: Whether omega has a row per region.
     """
-    regions, modalities = labels.shape[1], teaching.logits.shape[1]
-    omega = torch.zeros(regions if per_output else 1, modalities)
+    omega = torch.zeros(labels.shape[1] if per_output else 1, teaching.logits.shape[1])
     if not teaching.taught.any(0).all():
         return omega
     omega.requires_grad_(True)
@@ -91,8 +90,7 @@ def stacked_weights(teaching: Teaching, labels: Tensor, start: Calibration, *, s
         return fit + ridge * omega.square().sum()
 
     _minimise(cost, [omega, s, b] if scale else [omega])
-    log = omega.detach().softmax(1).clamp(min=LEAST_WEIGHT / modalities).log()
-    return log - log.mean(1, keepdim=True)
+    return omega_of(omega.detach().softmax(1))
 
 
 def _minimise(cost: Callable[[], Tensor], parameters: list[Tensor]) -> None:

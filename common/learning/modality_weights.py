@@ -77,9 +77,7 @@ class Evidence:
         """Returns omega [C or 1, M] whose softmax is the best sum; what it would subtract counts a little."""
         best: Tensor = torch.linalg.solve(self.covariance, self.shift())
         weights = best.clamp(min=0) / best.clamp(min=0).sum(1, keepdim=True).clamp(min=1e-12)
-        rows = weights if per_output else weights.mean(0, keepdim=True)
-        log = rows.clamp(min=LEAST_WEIGHT / rows.shape[1]).log()
-        return (log - log.mean(1, keepdim=True)).float()
+        return omega_of(weights if per_output else weights.mean(0, keepdim=True)).float()
 
     def scale(self, weights: Tensor) -> Tensor:
         """Returns the best s [C] of a weighted sum, at most what independent specialists deserve.
@@ -91,6 +89,12 @@ class Evidence:
         apart = (w * shift).sum(1)
         within = torch.einsum("cm,cmn,cn->c", w, self.covariance, w) - self.spread * apart**2
         return (apart / torch.maximum(within, (w**2 * shift).sum(1))).float()
+
+
+def omega_of(weights: Tensor) -> Tensor:
+    """Returns omega [.., M], with mean 0, whose softmax are the weights; who would count nothing counts a little."""
+    log = weights.clamp(min=LEAST_WEIGHT / weights.shape[1]).log()
+    return log - log.mean(1, keepdim=True)
 
 
 def random_patterns(present: Tensor, share: float, generator: torch.Generator, *, by_batch: bool = False) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from common.config import ModelConfig
-from common.data.cohort import Batch
+from common.data.cohort import Batch, spread
 from common.models.decoders import Decoder, LightDecoder
 from common.models.fusion import Features, Late, renormalised
 from common.models.registry import MapEncoder, build_encoder
@@ -95,8 +95,7 @@ class VolumeStudent(Student):
         columns = []
         for at, head in enumerate(self.heads.values()):
             held = present[:, at].nonzero().squeeze(1)
-            said = head([level[held, at] for level in maps.levels])
-            columns.append(said.new_zeros(len(present), *said.shape[1:]).index_copy(0, held, said))
+            columns.append(spread(head([level[held, at] for level in maps.levels]), held, len(present)))
         heads = torch.stack(columns, 1)
         return StudentOutput(maps.pooled, heads, self._fused(maps, heads, present), present)
 
