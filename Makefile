@@ -20,7 +20,7 @@ demo: setup  ## Six hospitals with different modalities teach one student (about
 	@$(PY) -m simulations.launch demo $(OVERRIDES)
 
 test: lint  ## Run the linters and all tests
-	@$(PY) -m pytest -n 2 -q
+	@$(PY) -m pytest -n 2 --dist worksteal -q
 
 lint: setup  ## Check style, formatting, types and which room imports which
 	@$(PY) -m ruff check .

@@ -1,14 +1,16 @@
 """The student of volumes, for segmentation.
 
-The student has one encoder for all modalities, whose maps f_m it fuses level by level for the fused decoder, and a light decoder
-per modality, through which that modality's teachers teach the encoder. What is predicted, for one modality too, are the fused
-logits (with ``late`` the light decoders' evidence, added up). A missing modality's maps enter the fusion as the weighted mean of
-the present ones, at every level (MetaKD's released code fills the bottleneck alone, by the plain mean, and pushes a zero image
-through the encoder for the rest).
+The student has one encoder for all modalities, behind which every modality has a linear projection of its own at every level:
+else nothing behind the encoder could tell a lone modality from another. The maps f_m are fused level by level for the fused
+decoder; a light decoder per modality is there for that modality's teachers, who teach the encoder through it. What is predicted,
+for one modality too, are the fused logits (with ``late`` the light decoders' evidence, added up). A missing modality's maps enter
+the fusion as the weighted mean of the present ones, at every level (MetaKD's released code fills the bottleneck alone, by the
+plain mean, and pushes a zero image through the encoder for the rest).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -53,6 +55,7 @@ class VolumeStudent(Student):
         modality = next(iter(task.modalities.values()))
         shared = cast("MapEncoder", build_encoder(modality, model.student["volume"], model.width, model.dropout))
         self.shared, self.encoders = nn.ModuleDict({"encoder": shared}), nn.ModuleDict()  # no modality has one of its own
+        self.projections = nn.ModuleDict({n: _unchanged(shared.channels) for n in task.modalities})
         self.heads = nn.ModuleDict({n: LightDecoder(shared.channels, outputs) for n in task.modalities})
         self.how, self.fusion = model.fusion, nn.ModuleDict()
         if self.how == "late":
@@ -83,9 +86,10 @@ class VolumeStudent(Student):
         held = [batch.holders(at) for at in range(len(self.task.modalities))]
         scans = torch.cat([batch.inputs[name][index] for name, index in zip(self.task.modalities, held, strict=True)])
         levels = []
-        for level in encoder.maps(scans):
-            columns = zip(torch.split(level, [len(index) for index in held]), held, strict=True)
-            levels.append(torch.stack([batch.spread(rows, index) for rows, index in columns], 1))
+        for number, level in enumerate(encoder.maps(scans)):
+            columns = zip(torch.split(level, [len(index) for index in held]), held, self.projections.values(), strict=True)
+            own = [batch.spread(cast("nn.ModuleList", p)[number](rows), index) for rows, index, p in columns]
+            levels.append(torch.stack(own, 1))
         *finer, bottleneck = levels
         return Maps(bottleneck, tuple(finer))
 
@@ -114,3 +118,12 @@ class VolumeStudent(Student):
             maps = [layer(f.flatten(1, 2)) for layer, f in zip(mix, filled, strict=True)]
         fused: Tensor = self.fusion["decoder"](maps)
         return fused
+
+
+def _unchanged(channels: Sequence[int]) -> nn.ModuleList:
+    """Returns a projection of every level's maps, which at first leaves them as they are."""
+    layers = nn.ModuleList(nn.Conv3d(c, c, kernel_size=1) for c in channels)
+    for layer in layers:
+        nn.init.dirac_(cast("Tensor", layer.weight))
+        nn.init.zeros_(cast("Tensor", layer.bias))
+    return layers

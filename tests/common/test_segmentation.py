@@ -75,6 +75,19 @@ def test_every_parameter_belongs_to_a_modality_the_fusion_or_all(fusion: str) ->
     assert {block_of(n) for n, _ in student.named_parameters()} == {*NAMES, "fusion", SHARED}
 
 
+def test_whose_scan_it_is_makes_no_difference_until_the_modalities_projections_differ() -> None:
+    student, scan = make_student(), torch.randn(1, 1, *GRID.voxels)
+    lone = [
+        replace(make_batch(1), inputs=dict.fromkeys(NAMES, scan), present=row[None]) for row in torch.eye(3, dtype=torch.bool)
+    ]
+    first, second, _ = (student(batch).fused for batch in lone)
+    assert torch.equal(first, second)
+    with torch.no_grad():
+        next(p for n, p in student.named_parameters() if n.startswith("projections.t1.")).mul_(2)
+    assert torch.equal(student(lone[0]).fused, first)
+    assert not torch.allclose(student(lone[1]).fused, second)
+
+
 def test_an_absent_scans_maps_are_the_weighted_mean_of_the_present_ones_at_every_level() -> None:
     student, batch = make_student("joint"), make_batch()
     maps = student.features(batch)
