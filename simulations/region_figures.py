@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
@@ -35,6 +36,7 @@ STYLES = tuple((COLOURS[1 + k % 5], MARKERS[k % 6]) for k in range(30))
 """Colour and marker of the methods beside the student: as many pairs as two cycles without a common divisor have."""
 DICE = ":dice"
 OVERLAY_FILE = "overlay.png"
+OVERLAY_WIDTH, LETTERS_PER_INCH = 5.0, 11
 DOTS_PER_INCH = 150
 
 
@@ -116,22 +118,22 @@ def draw_overlay(config: Config, sites: Path, run: Path, file: Path) -> None:
     if len(held) > 1:
         columns.append(("all", tuple(held)))
     with mpl.rc_context({"font.size": 9}):
-        figure = Figure(figsize=(2.4 * len(columns), 3.1), layout="constrained")
+        width = max(OVERLAY_WIDTH, 2.4 * len(columns))
+        figure = Figure(figsize=(width, 3.3), layout="constrained")
         panels = figure.subplots(1, len(columns), squeeze=False)[0]
-        for axes, (title, given) in zip(panels, columns, strict=True):
+        for axes, (name, given) in zip(panels, columns, strict=True):
             kept = torch.tensor([n in given for n in names])
             said = speaker.logits(batch.masked(kept))[0] > 0
             _panel(axes, batch.inputs[given[0]][0, 0, :, :, at], true[..., at], said[..., at])
-            axes.set_title(f"given {title}" if title == "all" else f"given {title} alone")
+            axes.set_title(f"given {name}" if name == "all" else f"given {name} alone")
         lines = [Line2D([], [], color=COLOURS[k], label=o) for k, o in enumerate(config.task.outputs)]
         lines += [
             Line2D([], [], color="#777777", linestyle=":", label="reference"),
             Line2D([], [], color="#777777", label="found"),
         ]
         kind = "GENERATED, no real patient" if manifest.data == "generated" else "real patient"
-        figure.suptitle(
-            f"{config.name}: a test scan of {manifest.site} ({kind}), regions found by the student", fontweight="bold"
-        )
+        title = f"{config.name}: a test scan of {manifest.site} ({kind}), regions found by the student"
+        figure.suptitle(textwrap.fill(title, int(width * LETTERS_PER_INCH)), fontweight="bold")
         figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False)
         figure.savefig(file, dpi=DOTS_PER_INCH)
 
