@@ -24,7 +24,7 @@ from common.evaluation.results import Results, Weight
 from simulations.benchmarks.base import CUSTOM
 from simulations.findings import AblationFinding, findings
 from simulations.finished import Cell
-from simulations.region_figures import draw_boxes
+from simulations.region_figures import LETTERS_PER_INCH, draw_boxes
 from simulations.scores import OURS
 from simulations.tables import NAMES, difference, main_metrics
 
@@ -44,7 +44,6 @@ EFFECT_WORDS = {
 }
 DOTS_PER_INCH = 150
 LEAST_WIDTH = 6.5
-LETTERS_PER_INCH = 10
 MOST_PANELS = 20
 MOST_OUTPUTS = 6
 LEAST_SPAN = 0.2  # of the axis of a loss, as a share of its upper end

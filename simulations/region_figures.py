@@ -36,7 +36,8 @@ STYLES = tuple((COLOURS[1 + k % 5], MARKERS[k % 6]) for k in range(30))
 """Colour and marker of the methods beside the student: as many pairs as two cycles without a common divisor have."""
 DICE = ":dice"
 OVERLAY_FILE = "overlay.png"
-OVERLAY_WIDTH, LETTERS_PER_INCH = 5.0, 11
+OVERLAY_WIDTH = 5.0
+LETTERS_PER_INCH = 10
 DOTS_PER_INCH = 150
 
 
