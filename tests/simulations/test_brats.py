@@ -285,6 +285,8 @@ YEARS: list[Benchmark] = [b.BENCHMARK for b in (metakd_brats2018, metakd_brats20
 SMALL = (
     *(f"task.modalities.{m}.voxels=[16,16,16]" for m in brats.MODALITIES),
     "model.patch=[8,16,16]",
+    "model.width=4",
+    "weights.steps=2",
     "federation.min_patients=1",
 )
 
@@ -302,7 +304,7 @@ def test_methods_that_train_in_one_phase_alone_have_the_same_budget(benchmark: B
 
 def test_a_year_runs_on_the_organisers_layout_with_every_kind_of_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONSILIUM_DATA", str(tmp_path))
-    brain_twin.write_twin(tmp_path / "brats2018", seed=1, edge=16, cases={"CBICA": 6, "2013": 20, "TCIA03": 9})
+    brain_twin.write_twin(tmp_path / "brats2018", seed=1, edge=16, cases={"CBICA": 4, "2013": 8, "TCIA03": 5})
     methods = ("student", "metakd-faithful", "central-zero", "fedavg")
     wanted = replace(YEARS[0], methods=methods, overrides=dict.fromkeys(methods, SMALL))
     outcome = bench.run(wanted, debug=True, out=tmp_path / "runs", workers=1, console=Console(file=io.StringIO()))
