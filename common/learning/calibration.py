@@ -31,7 +31,7 @@ def fit_calibration(teaching: Teaching, labels: Tensor, kind: TaskType, omega: T
 
     A regression on the weighted evidence with the task's loss. Where it is a logistic (softmax) one, the patients are weighted so
     that outcomes are as common as the prior says: how common they are, all sites tell, and not the few hospitals of a reference
-    set. A ridge of ten pseudo-events pulls towards ``start``; a region that no patient shows keeps it.
+    set. Voxels count where several modalities show them. A ridge of ten pseudo-events pulls towards ``start``; a region that no patient shows keeps it.
 
     Args:
         teaching: What the teachers say of N patients, or of V voxels of each: logits [N, M, C], [N, M, C, V].
@@ -48,6 +48,10 @@ def fit_calibration(teaching: Teaching, labels: Tensor, kind: TaskType, omega: T
     weight = None if scans else _as_common_as(start.prior, labels, kind)
     if scans:
         teaching, labels = _with_drawn_patterns(teaching, labels)
+        several = teaching.taught.sum(1) > 1  # a lone modality's voxels have neither s nor b
+        if not several.any():
+            return start
+        teaching, labels = replace(teaching, logits=teaching.logits[several], taught=teaching.taught[several]), labels[several]
     evidence = weighted_evidence(teaching.logits, teaching.taught, omega.softmax(1), start.prior)
 
     def cost() -> Tensor:
@@ -68,7 +72,7 @@ def stacked_weights(teaching: Teaching, labels: Tensor, start: Calibration, *, s
     """Returns omega [C or 1, M] of the weighted sum of teachers that has the least task loss on voxels that they never saw.
 
     Stacked generalisation (Wolpert, 1992) with weights that are not negative. A few patients have voxels enough for it. Equal
-    weights if a modality has no teacher on any of them.
+    weights if a modality has no teacher on any of them, and for a region that none of them shows.
 
     Args:
         teaching: What the teachers say of V voxels of each of N patients, logits [N, M, C, V].
@@ -90,7 +94,8 @@ def stacked_weights(teaching: Teaching, labels: Tensor, start: Calibration, *, s
         return fit + ridge * omega.square().sum()
 
     _minimise(cost, [omega, s, b] if scale else [omega])
-    return omega_of(omega.detach().softmax(1))
+    found = omega_of(omega.detach().softmax(1))
+    return found * (labels.amax((0, 2)) > 0)[:, None] if per_output else found
 
 
 def _minimise(cost: Callable[[], Tensor], parameters: list[Tensor]) -> None:

@@ -83,8 +83,11 @@ class Calibration:
 
 
 def initial_calibration(task: Task, prior: Tensor, *, scale: bool = True) -> Calibration:
-    """Returns s = M, b = 0: with uniform weights the evidence of the modalities simply adds up. Without scale, s = 1."""
-    if not scale:
+    """Returns s = M, b = 0: with uniform weights the evidence of the modalities simply adds up.
+
+    Without scale, and for voxels, whose evidence is averaged, s = 1.
+    """
+    if not scale or task.type == "segmentation":
         return Calibration(torch.ones_like(prior), torch.zeros_like(prior), prior)
     return Calibration(torch.full_like(prior, float(len(task.modalities))), torch.zeros_like(prior), prior)
 
@@ -149,11 +152,18 @@ class Ensembles(nn.Module):
 def consilium(logits: Tensor, present: Tensor, weights: Tensor, calibration: Calibration) -> Tensor:
     """Returns prior + b + s sum_m w_m (z_m - prior), logits [B, C] ([B, C, D, H, W] of voxels).
 
+    A lone modality's voxels are what its teachers say: the student's fused decoder, which predicts them too, learns it from here.
+
     Args:
-        logits: mean_a z_{m,a}, [B, M, C] ([B, M, C, D, H, W]).
+        logits: mean_a z_{m,a}, [B, M, C] ([B, M, C, D, H, W] or [B, M, C, V]).
         present: bool [B, M], modalities present that have teachers.
-        weights: w, [C or 1, M]; not renormalised over the modalities present.
+        weights: w, [C or 1, M]; renormalised over the modalities present for voxels only.
         calibration: s, b and prior.
     """
     evidence = weighted_evidence(logits, present, weights, calibration.prior)
-    return stated(evidence, calibration.scale, calibration.bias, calibration.prior)
+    said = stated(evidence, calibration.scale, calibration.bias, calibration.prior)
+    if logits.ndim == 3:
+        return said
+    space = (1,) * (said.ndim - 2)
+    alone = (present.sum(1) == 1).reshape(-1, 1, *space)
+    return torch.where(alone, evidence + calibration.prior.reshape(-1, *space), said)

@@ -162,17 +162,22 @@ class Bottleneck(Fusion):
 def weighted_evidence(logits: Tensor, present: Tensor, weights: Tensor, prior: Tensor) -> Tensor:
     """Returns sum_m w_m (z_m - prior) over the present modalities, [B, C].
 
-    The weights are not renormalised: with a scale fitted for all modalities a lone one would be scaled up.
+    The weights are not renormalised: with a scale fitted for all modalities a lone one would be scaled up. Those of voxels are,
+    [B, C, ...]: modalities that show the same region repeat each other, so what they say is averaged, and does not add up.
 
     Args:
-        logits: [B, M, C], or of every voxel [B, M, C, D, H, W].
+        logits: [B, M, C], or of voxels [B, M, C, D, H, W] or [B, M, C, V].
         present: bool [B, M].
         weights: [C or 1, M].
         prior: [C].
     """
     space = (1,) * (logits.ndim - 3)
     evidence = torch.where(present[:, :, None].reshape(*present.shape, 1, *space), logits - prior.reshape(-1, *space), 0.0)
-    return torch.einsum("bmc...,cm->bc...", evidence, weights.expand(logits.shape[2], -1))
+    weights = weights.expand(logits.shape[2], -1)
+    if not space:
+        return torch.einsum("bmc,cm->bc", evidence, weights)
+    shares = torch.stack([renormalised(row, present) for row in weights], 1)
+    return torch.einsum("bmc...,bcm->bc...", evidence, shares)
 
 
 def stated(evidence: Tensor, scale: Tensor, bias: Tensor, prior: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """The student of volumes, for segmentation.
 
-The student has one encoder for all modalities, behind which every modality has a linear projection of its own at every level:
-else nothing behind the encoder could tell a lone modality from another. The maps f_m are fused level by level for the fused
+The student has one encoder for all modalities, behind which every one of several has a linear projection of its own at every
+level: else nothing behind the encoder could tell a lone modality from another. The maps f_m are fused level by level for the fused
 decoder; a light decoder per modality is there for that modality's teachers, who teach the encoder through it. What is predicted,
-for one modality too, are the fused logits (with ``late`` the light decoders' evidence, added up). A missing modality's maps enter
+for one modality too, are the fused logits (with ``late`` the light decoders' evidence, averaged). A missing modality's maps enter
 the fusion as the weighted mean of the present ones, at every level (MetaKD's released code fills the bottleneck alone, by the
 plain mean, and pushes a zero image through the encoder for the rest).
 """
@@ -55,11 +55,13 @@ class VolumeStudent(Student):
         modality = next(iter(task.modalities.values()))
         shared = cast("MapEncoder", build_encoder(modality, model.student["volume"], model.width, model.dropout))
         self.shared, self.encoders = nn.ModuleDict({"encoder": shared}), nn.ModuleDict()  # no modality has one of its own
-        self.projections = nn.ModuleDict({n: _unchanged(shared.channels) for n in task.modalities})
+        several = modalities > 1  # a lone one needs nothing to be told by
+        self.projections = nn.ModuleDict({n: _unchanged(shared.channels) for n in task.modalities if several})
         self.heads = nn.ModuleDict({n: LightDecoder(shared.channels, outputs) for n in task.modalities})
         self.how, self.fusion = model.fusion, nn.ModuleDict()
         if self.how == "late":
-            self.fusion["evidence"] = Late(dict.fromkeys(task.modalities, shared), model.width, outputs, model.dropout)
+            late = self.fusion["evidence"] = Late(dict.fromkeys(task.modalities, shared), model.width, outputs, model.dropout)
+            late.start_at(torch.ones(outputs), torch.zeros(outputs))  # evidence of voxels is averaged, it does not add up
         else:
             if self.how == "joint":
                 self.fusion["mix"] = nn.ModuleList(nn.Conv3d(modalities * c, c, kernel_size=1) for c in shared.channels)
@@ -87,9 +89,10 @@ class VolumeStudent(Student):
         scans = torch.cat([batch.inputs[name][index] for name, index in zip(self.task.modalities, held, strict=True)])
         levels = []
         for number, level in enumerate(encoder.maps(scans)):
-            columns = zip(torch.split(level, [len(index) for index in held]), held, self.projections.values(), strict=True)
-            own = [batch.spread(cast("nn.ModuleList", p)[number](rows), index) for rows, index, p in columns]
-            levels.append(torch.stack(own, 1))
+            columns = list(torch.split(level, [len(index) for index in held]))
+            for at, projection in enumerate(self.projections.values()):
+                columns[at] = cast("nn.ModuleList", projection)[number](columns[at])
+            levels.append(torch.stack([batch.spread(rows, index) for rows, index in zip(columns, held, strict=True)], 1))
         *finer, bottleneck = levels
         return Maps(bottleneck, tuple(finer))
 

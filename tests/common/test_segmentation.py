@@ -142,15 +142,21 @@ def make_ensembles() -> Ensembles:
     return Ensembles(TASK, MODEL, {g: build_teacher(g, TASK, MODEL).state_dict() for g in groups(TASK, MODEL)})
 
 
-def test_the_consilium_speaks_of_every_voxel() -> None:
+def test_the_consilium_averages_what_is_said_of_a_voxel_and_leaves_a_lone_modality_as_it_is() -> None:
     ensembles, batch = make_ensembles(), make_batch()
     logits = ensembles(batch)
     assert logits.shape == (4, 3, 2, *GRID.voxels)
     assert not logits[~batch.present].any()
     w = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]])
-    said = consilium(logits, batch.present, w, initial_calibration(TASK, torch.tensor([-1.0, -2.0])))
-    voxel = consilium(logits[..., 3, 5, 7], batch.present, w, initial_calibration(TASK, torch.tensor([-1.0, -2.0])))
-    assert torch.allclose(said[..., 3, 5, 7], voxel, atol=1e-5)
+    prior = torch.tensor([-1.0, -2.0])
+    calibration = replace(initial_calibration(TASK, prior), scale=torch.tensor([2.0, 3.0]), bias=torch.tensor([0.5, 0.0]))
+    said, z = consilium(logits, batch.present, w, calibration)[..., 3, 5, 7], logits[..., 3, 5, 7]
+    assert batch.present[1:3].tolist() == [[True, False, True], [False, True, False]]
+    mean = (0.1 * z[1, 0, 1] + 0.7 * z[1, 2, 1]) / 0.8
+    assert said[1, 1].item() == pytest.approx((-2 + 3 * (mean + 2)).item(), abs=1e-4)
+    assert torch.allclose(said[2], z[2, 1], atol=1e-5)
+    flat = consilium(logits.flatten(3), batch.present, w, calibration)
+    assert torch.equal(flat.reshape(4, 2, *GRID.voxels)[..., 3, 5, 7], said)
 
 
 class Knowing:
