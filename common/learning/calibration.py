@@ -31,7 +31,8 @@ def fit_calibration(teaching: Teaching, labels: Tensor, kind: TaskType, omega: T
 
     A regression on the weighted evidence with the task's loss. Where it is a logistic (softmax) one, the patients are weighted so
     that outcomes are as common as the prior says: how common they are, all sites tell, and not the few hospitals of a reference
-    set. Voxels count where several modalities show them. A ridge of ten pseudo-events pulls towards ``start``; a region that no patient shows keeps it.
+    set. Voxels count where several modalities show them. A ridge of ten pseudo-events pulls towards ``start``; a region that no
+    patient shows keeps it.
 
     Args:
         teaching: What the teachers say of N patients, or of V voxels of each: logits [N, M, C], [N, M, C, V].

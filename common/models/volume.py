@@ -1,11 +1,11 @@
 """The student of volumes, for segmentation.
 
 The student has one encoder for all modalities, behind which every one of several has a linear projection of its own at every
-level: else nothing behind the encoder could tell a lone modality from another. The maps f_m are fused level by level for the fused
-decoder; a light decoder per modality is there for that modality's teachers, who teach the encoder through it. What is predicted,
-for one modality too, are the fused logits (with ``late`` the light decoders' evidence, averaged). A missing modality's maps enter
-the fusion as the weighted mean of the present ones, at every level (MetaKD's released code fills the bottleneck alone, by the
-plain mean, and pushes a zero image through the encoder for the rest).
+level: else nothing behind the encoder could tell a lone modality from another. The maps f_m are fused level by level for the
+fused decoder; a light decoder per modality is there for that modality's teachers, who teach the encoder through it. What is
+predicted, for one modality too, are the fused logits (with ``late`` the light decoders' evidence, averaged). A missing modality's
+maps enter the fusion as the weighted mean of the present ones, at every level (MetaKD's released code fills the bottleneck alone,
+by the plain mean, and pushes a zero image through the encoder for the rest).
 """
 
 from __future__ import annotations

@@ -268,6 +268,9 @@ def test_stacked_weights_find_who_knows_a_region() -> None:
     assert omega.softmax(1).argmax(1).tolist() == [0, 1]
     assert (omega.softmax(1)[:, :2].diagonal() > 0.8).all()
     assert stacked_weights(teaching, labels, teaching.calibration, scale=False, per_output=False).shape == (1, 3)
+    unseen = labels * torch.tensor([1.0, 0.0])[:, None]
+    found = stacked_weights(teaching, unseen, teaching.calibration, scale=True, per_output=True)
+    assert found[0].any() and not found[1].any(), "a region that nobody shows has equal weights"
     silent = replace(teaching, taught=teaching.taught & torch.tensor([True, True, False]))
     assert not stacked_weights(silent, labels, teaching.calibration, scale=True, per_output=True).any()
 
@@ -278,6 +281,12 @@ def test_scale_and_bias_of_voxels_improve_the_task_loss() -> None:
     found = fit_calibration(teaching, labels, "segmentation", omega, start)
     better, worse = (calibration_loss(teaching, labels, "segmentation", omega, c).item() for c in (found, start))
     assert better < 0.95 * worse
+
+
+def test_of_voxels_that_one_modality_alone_shows_nothing_is_learned() -> None:
+    teaching, labels = voxels()
+    lone = replace(teaching, taught=teaching.taught & torch.tensor([True, False, False]))
+    assert fit_calibration(lone, labels, "segmentation", torch.zeros(2, 3), teaching.calibration) is teaching.calibration
 
 
 def test_of_a_region_that_no_reference_patient_shows_nothing_is_learned() -> None:

@@ -11,10 +11,13 @@ import nibabel
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from pydantic import TypeAdapter
+from safetensors.numpy import load_file
 
 from client.site import Site
+from common.arrays import consilium_of
 from common.config import SplitConfig
 from common.data.folder import open_cohort
 from common.data.manifest import load_manifest
@@ -36,7 +39,8 @@ OVERRIDES = [
     "teach.training.default={optimiser: adamw, lr: 0.01, batch_size: 4}", "refine.rounds=4", "refine.epochs=3",
     "refine.training={optimiser: adamw, lr: 0.01, batch_size: 4}", "distill.labels=1",
     "split={meta: 0.1, validation: 0.0, test: 0.25}",
-    "weights.steps=1",
+    "weights=lookahead", "weights.steps=1", "weights.per_output=true", "weights.start=evidence", "weights.guard=false",
+    "distill.epochs=9", "distill.training={optimiser: adamw, lr: 0.01, batch_size: 4}",
 ]  # fmt: skip
 
 
@@ -78,8 +82,8 @@ def write_site(folder: Path, seed: int, scans: int = 20) -> None:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("scans")
-    for seed, site in enumerate(("alder", "birch")):
-        write_site(place / "sites" / site, seed)
+    for seed, (site, scans) in enumerate({"alder": 20, "birch": 20, "reference": 8}.items()):
+        write_site(place / "sites" / site, seed, scans)
     (place / "task.yaml").write_text(yaml.safe_dump(TASK))
     overrides = [f"task_file={place / 'task.yaml'}", *OVERRIDES]
     run_inproc(sites=place / "sites", run_dir=place / "run", experiment="custom", overrides=overrides)
@@ -93,6 +97,15 @@ def test_student_and_teachers_find_the_regions(run: Path) -> None:
     assert dice["student", "all"] > 0.5  # after some 50 steps
     assert dice["student", "flair"] > 0.3
     assert set(rows["metric"]) >= {"dice", "hd95", "nsd", "dice:0", "dice:3"}
+
+
+def test_scale_bias_and_weights_are_fitted_on_the_reference_scans(run: Path) -> None:
+    calibration, omega = consilium_of(load_file(run / "consilium.safetensors"))
+    assert not torch.isclose(calibration.scale, torch.ones(2)).any() and calibration.bias.all()
+    first = pd.DataFrame(json.loads((run / "weights.json").read_text())).query("phase == 'distilling' and step == 0")
+    start = first.set_index(["output", "modality"])["value"]
+    assert start["whole", "flair"] > 0.55, "t1ce does not show the whole"
+    assert not torch.isclose(omega[0], omega[1]).any()
 
 
 def test_a_mask_or_scan_that_lies_elsewhere_is_a_finding_and_not_swapped_in_silence(tmp_path: Path) -> None:
