@@ -24,7 +24,7 @@ from common.evaluation.results import Results, Weight
 from simulations.benchmarks.base import CUSTOM
 from simulations.findings import AblationFinding, findings
 from simulations.finished import Cell
-from simulations.region_figures import LETTERS_PER_INCH, draw_boxes
+from simulations.region_figures import DOTS_PER_INCH, LETTERS_PER_INCH, draw_boxes
 from simulations.scores import OURS
 from simulations.tables import NAMES, difference, main_metrics
 
@@ -42,7 +42,6 @@ EFFECT_WORDS = {
     "hurts": "the main setting is worse",
     "not resolved": "not resolved",
 }
-DOTS_PER_INCH = 150
 LEAST_WIDTH = 6.5
 MOST_PANELS = 20
 MOST_OUTPUTS = 6

@@ -52,6 +52,7 @@ patients may have been tested. Intervals hold the chance of who was tested; that
 alone. No interval is corrected for the number of comparisons.
 
 An ablation changes one factor of the main setting at a time; *helps* means that the main setting's choice is resolved better.
+*Distillation: off* takes all its terms away, pairs too, and lets labels weigh 1; its other settings were chosen with teachers.
 *One loss, no teachers* changes several at once: late fusion, equal weights, labels alone, no dropout, no losses of single heads.
 These are test patients: a setting that is better here was not chosen for it, and choosing it now would be choosing on them.
 """
@@ -64,8 +65,8 @@ WORDS: dict[Effect, tuple[str, str]] = {
 
 WORTH = (
     "The main setting minus another one that differs in what the row names, on all test patients with what they have; *helps*: "
-    "the main setting's choice is resolved better. Only settings that two benchmarks tried; all of them, with parameters and by "
-    "combination of modalities, stand further down."
+    "the main setting's choice is resolved better. Only settings that two benchmarks tried, or that are resolved better than the "
+    "main one; all of them, with parameters and by combination of modalities, stand further down."
 )
 
 
@@ -137,21 +138,29 @@ def _overview(kept: Sequence[Results]) -> str:
 
 
 def _worth(kept: Sequence[Results]) -> str:
-    """Returns what the parts of the method are worth on every benchmark: the settings that two ablations or more tried."""
+    """Returns what the parts of the method are worth: settings that several benchmarks tried, or that are better on one."""
     names: list[str] = []
+    benchmark_of: dict[str, str] = {}
     said: dict[str, dict[str, str]] = {}
     of_setting: dict[str, str] = {}
     for results in (r for r in kept if is_ablation(r)):
         metric = main_metrics(results, 1)[0]
-        name = f"{_named(results)}, {NAMES.get(metric, metric)}"
+        lower = " (lower is better)" if metric in LOWER_IS_BETTER else ""
+        name = f"{_named(results)}, {NAMES.get(metric, metric)}{lower}"
         names += [name] if name not in names else []
+        benchmark_of[name] = results.benchmark
         for told, found in zip(results.environment["ablations"], findings(results, metric)[1:], strict=True):
             setting = found.setting if told["reference"] is None else found.setting.split(",")[0]  # its size is the benchmark's
             of_setting.setdefault(told["name"], f"{found.factor}: {setting}")
             if found.difference:
                 worth = f"{difference(found.difference)} {found.effect}"
                 said.setdefault(told["name"], {})[name] = worth if found.effect == "not resolved" else f"**{worth}**"
-    rows = [[of_setting[s], *(cells.get(n, "-") for n in names)] for s, cells in said.items() if len(cells) > 1]
+    told_of = {
+        s: cells
+        for s, cells in said.items()
+        if len({benchmark_of[n] for n in cells}) > 1 or any("hurts" in worth for worth in cells.values())
+    }
+    rows = [[of_setting[s], *(cells.get(n, "-") for n in names)] for s, cells in told_of.items()]
     if not rows:
         return ""
     return f"## What the parts are worth\n\n{WORTH}\n\n{markdown_table(['other setting', *names], rows)}"
