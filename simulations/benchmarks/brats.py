@@ -18,14 +18,14 @@ METHODS = (
     "central-full",
 )  # fmt: skip
 ABLATIONS = (
-    Ablation("student-joint", "fusion", "joint, concatenated maps", ("model.fusion=joint",)),
+    Ablation("student-weighted", "fusion", "weighted, one mean of the maps", ("model.fusion=weighted",)),
     Ablation("student-late", "fusion", "late, logits alone", ("model.fusion=late",)),
     *standard("student-no-pairwise", "student-ratio", "student-uniform", "student-metakd"),
     Ablation("student-one-row", "modality weights", "one row for all regions", ("weights.per_output=false",)),
     *standard("student-dropout-batch", "student-no-refine"),
 )
-OVERRIDES = dict.fromkeys(("local", "central", "central-full", "central-zero"), ("distill.epochs=60",))
-"""What trains in one phase alone gets as many epochs as ``metakd-faithful`` (``simulations.metakd.SETTINGS``)."""
+EPOCHS, LOCAL_EPOCHS = 60, 2
+"""Of what trains in one phase alone, ``metakd-faithful`` among it; those between two averages (``refine.epochs``)."""
 SHASPEC = "ShaSpec, Table 1, without post-processing: 66 validation cases scored online"
 METAKD_TABLE = "'expected table' in a third party's README, unverified"
 NOT_READABLE = "MetaKD (arXiv 2405.07155): its table could not be read"
@@ -66,12 +66,23 @@ def of_year(year: int, published: tuple[Published, ...], comparable: str) -> Ben
         modalities=brats.MODALITIES,
         prepare=partial(prepare, year=year),
         methods=METHODS,
-        overrides=OVERRIDES,
+        overrides=of_one_phase(EPOCHS, LOCAL_EPOCHS),
         metrics=REGION_METRICS,
         ablations=ABLATIONS,
         published=published,
         comparable=comparable,
     )
+
+
+def of_one_phase(epochs: int, between: int) -> dict[str, tuple[str, ...]]:
+    """Returns the overrides with which every method that trains in one phase alone sees its cases as often.
+
+    Args:
+        epochs: How often.
+        between: Epochs between two averages of ``fedavg``.
+    """
+    at_one_place = ("local", "central", "central-full", "central-zero", "metakd-faithful")
+    return dict.fromkeys(at_one_place, (f"distill.epochs={epochs}",)) | {"fedavg": (f"refine.rounds={epochs // between}",)}
 
 
 def refuse_another_reference(split: Split) -> None:

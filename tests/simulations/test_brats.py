@@ -31,6 +31,7 @@ from simulations.metakd import SETTINGS
 
 FEW = {"CBICA": 2, "2013": 4, "TCIA03": 3}
 HOW = "Get it there."
+CUBES = [f"task.modalities.{m}.voxels=[16,16,16]" for m in brats.MODALITIES]
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def test_institutions_become_the_reference_set_and_clients_that_lack_modalities(
     assert said["n"] == {
         "reference": {"cases": 2, "sites": 1}, "test": {"cases": 3, "sites": 3}, "train": {"cases": 4, "sites": 3},
     }  # fmt: skip
-    task = load_config("brain-twin", [f"task.modalities.{m}.voxels=[16,16,16]" for m in brats.MODALITIES]).task
+    task = load_config("brain-twin", [*CUBES, "model.patch=null"]).task
     config = load_config("brain-twin")
     for site, held in {**brats.CLIENTS, "reference": brats.MODALITIES}.items():
         folder = tmp_path / "sites" / site
@@ -140,7 +141,7 @@ def test_listed_test_cases_of_the_reference_institution_are_tested_and_teach_nob
     assert said["n"] == {
         "reference": {"cases": 1, "sites": 1}, "test": {"cases": 2, "sites": 2}, "train": {"cases": 6, "sites": 3},
     }  # fmt: skip
-    config = load_config("brain-twin", [f"task.modalities.{m}.voxels=[16,16,16]" for m in brats.MODALITIES])
+    config = load_config("brain-twin", [*CUBES, "model.patch=null"])
     consortium = open_consortium(tmp_path / "sites", config)
     assert {s: len(c) for s, c in consortium.training.items()} == {"client-1": 2, "client-3": 2, "client-6": 2, "reference": 1}
     assert {s: len(c) for s, c in consortium.testing.items()} == {brats.SERVER_TESTS: 1, "client-3": 1}
@@ -265,7 +266,7 @@ def test_a_mask_that_writes_3_for_enhancing_tumour_is_a_finding(root: Path, tmp_
     nibabel.save(nibabel.Nifti1Image(mask, np.eye(4)), file)
     manifest = yaml.safe_load((folder / "manifest.yaml").read_text())
     (folder / "manifest.yaml").write_text(yaml.safe_dump(manifest | {"limits": {"bad_rows": 1.0}}))
-    task = load_config("brain-twin", [f"task.modalities.{m}.voxels=[16,16,16]" for m in brats.MODALITIES]).task
+    task = load_config("brain-twin", [*CUBES, "model.patch=null"]).task
     cohort = open_cohort(folder, load_manifest(folder), task, load_config("brain-twin").split, 0)
     assert [(f.row, f.column) for f in cohort.findings] == [(2, "seg")]
     assert "the mask holds 3, the task's regions know 1, 2, 4" in cohort.findings[0].problem
@@ -283,7 +284,7 @@ def test_the_twin_tests_16_of_its_40_cases_and_six_of_eight_clients_lack_a_modal
 
 YEARS: list[Benchmark] = [b.BENCHMARK for b in (metakd_brats2018, metakd_brats2019, metakd_brats2020)]
 SMALL = (
-    *(f"task.modalities.{m}.voxels=[16,16,16]" for m in brats.MODALITIES),
+    *CUBES,
     "model.patch=[8,16,16]",
     "model.width=4",
     "weights.steps=2",
@@ -293,13 +294,12 @@ SMALL = (
 
 @pytest.mark.parametrize("benchmark", [*YEARS, brain_twin_benchmark.BENCHMARK], ids=lambda b: b.name)
 def test_methods_that_train_in_one_phase_alone_have_the_same_budget(benchmark: Benchmark) -> None:
-    methods = ("metakd-faithful", "local", "central", "central-full", "central-zero")
+    methods = ("metakd-faithful", "local", "central", "central-full", "central-zero", "fedavg")
     assert set(methods) <= set(benchmark.methods)
     own = {"metakd-faithful": SETTINGS}
-    epochs = {
-        m: load_config(benchmark.experiment, [*own.get(m, ()), *benchmark.overrides.get(m, ())]).distill.epochs for m in methods
-    }
-    assert set(epochs.values()) == {60}
+    configs = {m: load_config(benchmark.experiment, [*own.get(m, ()), *benchmark.overrides.get(m, ())]) for m in methods}
+    epochs = {m: c.refine.rounds * c.refine.epochs if m == "fedavg" else c.distill.epochs for m, c in configs.items()}
+    assert set(epochs.values()) == {180 if benchmark.name == "brain-twin" else 60}
 
 
 def test_a_year_runs_on_the_organisers_layout_with_every_kind_of_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

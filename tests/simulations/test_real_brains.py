@@ -53,7 +53,7 @@ def sites(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def configured() -> Config:
     grid = [f"task.modalities.{m}.voxels={GRID}" for m in brats.MODALITIES]
     grid += [f"+task.modalities.{m}.spacing_mm={SPACING}" for m in brats.MODALITIES]
-    return load_config("brain-twin", [*grid, "model.width=8", "distill.epochs=60"])
+    return load_config("brain-twin", [*grid, "model.patch=[32,32,28]", "distill.epochs=60"])
 
 
 def test_a_student_finds_the_tumours_that_it_learned_with_any_modality_missing(sites: Path) -> None:

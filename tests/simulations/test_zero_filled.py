@@ -17,7 +17,9 @@ EDGE = 8
 
 
 def brains() -> Config:
-    return load_config("brain-twin", [f"task.modalities.{m}.voxels=[{EDGE},{EDGE},{EDGE}]" for m in BRAINS])
+    return load_config(
+        "brain-twin", ["model.patch=null", *(f"task.modalities.{m}.voxels=[{EDGE},{EDGE},{EDGE}]" for m in BRAINS)]
+    )
 
 
 def scans(config: Config, present: Sequence[Sequence[bool]]) -> Batch:
