@@ -53,7 +53,7 @@ def sites(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def configured() -> Config:
     grid = [f"task.modalities.{m}.voxels={GRID}" for m in brats.MODALITIES]
     grid += [f"+task.modalities.{m}.spacing_mm={SPACING}" for m in brats.MODALITIES]
-    return load_config("brain-twin", [*grid, "model.patch=[32,32,28]", "distill.epochs=60"])
+    return load_config("brain-twin", [*grid, "model.patch=[32,32,28]", "distill.epochs=100"])
 
 
 def test_a_student_finds_the_tumours_that_it_learned_with_any_modality_missing(sites: Path) -> None:
@@ -67,4 +67,6 @@ def test_a_student_finds_the_tumours_that_it_learned_with_any_modality_missing(s
     dice = said.pivot_table(index="pattern", columns="output", values="score")[["wt:dice", "tc:dice", "et:dice"]]
     assert set(dice.index) == {"all", *(pattern_name(p) for p in patterns(list(brats.MODALITIES)))}
     print(dice.round(2).to_string())
-    assert dice.loc["all", "wt:dice"] > 0.6 and dice["wt:dice"].min() > 0.3
+    whole = dice["wt:dice"]
+    assert whole["all"] > 0.7
+    assert whole.drop("t1").min() > 0.3, "T1 alone hardly shows oedema"
