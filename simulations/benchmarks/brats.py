@@ -82,7 +82,8 @@ def of_one_phase(epochs: int, between: int) -> dict[str, tuple[str, ...]]:
         between: Epochs between two averages of ``fedavg``.
     """
     at_one_place = ("local", "central", "central-full", "central-zero", "metakd-faithful")
-    return dict.fromkeys(at_one_place, (f"distill.epochs={epochs}",)) | {"fedavg": (f"refine.rounds={epochs // between}",)}
+    epochs_there: tuple[str, ...] = (f"distill.epochs={epochs}",)
+    return dict.fromkeys(at_one_place, epochs_there) | {"fedavg": (f"refine.rounds={epochs // between}",)}
 
 
 def refuse_another_reference(split: Split) -> None:
