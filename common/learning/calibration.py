@@ -70,7 +70,7 @@ def fit_calibration(teaching: Teaching, labels: Tensor, kind: TaskType, omega: T
 
 
 def stacked_weights(teaching: Teaching, labels: Tensor, start: Calibration, *, scale: bool, per_output: bool) -> Tensor:
-    """Returns omega [C or 1, M] of the weighted sum of teachers that has the least task loss on voxels that they never saw.
+    """Returns omega [C or 1, M] of the weighted mean of teachers that has the least task loss on voxels that they never saw.
 
     Stacked generalisation (Wolpert, 1992) with weights that are not negative. A few patients have voxels enough for it. Equal
     weights if a modality has no teacher on any of them, and for a region that none of them shows.
