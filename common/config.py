@@ -155,7 +155,7 @@ class WeightsConfig:
             gradient of scaling the features by the weights; ``uniform`` keeps the weights equal.
         start: Where omega starts: ``uniform``, equal weights; or with a reference set ``evidence``, what the teachers' evidence
             tells of its overlap without any label. That takes calibrated teachers: who is too sure of itself gets too much. In a
-            segmentation it is the best weighted sum of the teachers on voxels of a labelled reference set.
+            segmentation it is the best weighted mean of the teachers on voxels of a labelled reference set.
         rho: Learning rate of Adam on omega.
         eta: Learning rate of the virtual step.
         steps: Steps on omega on the reference set, or per message in refine.
