@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.process import BaseProcess
@@ -33,6 +33,16 @@ from simulations.benchmarks.base import Split
 from simulations.work import Job, RunCell, Work
 
 LOOK_SECONDS = 1.0
+# What each process would import for seconds. Libraries alone: the project's own modules come from where the parent's do.
+IMPORTED_ONCE = [
+    "flwr.serverapp",
+    "hydra",
+    "matplotlib.figure",
+    "pandas",
+    "scipy.stats",
+    "sklearn.model_selection",
+    "torch._dynamo",
+]
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 CHANGED = (
     "The project's code or configuration has changed since the run began: cells of two versions would share a table. Put the "
@@ -91,7 +101,7 @@ class _Schedule:
 
     def run(self) -> None:
         """Runs everything to its end, or to the first split that cannot be prepared."""
-        pool = self._pool()
+        pool = open_pool(self.workers)
         try:
             while self.waiting or self.ready or self.running:
                 while len(self.running) < self.workers and (self.ready or self.waiting):
@@ -102,7 +112,7 @@ class _Schedule:
                 if broken:
                     done, _ = wait(self.running)
                     pool.shutdown()
-                    pool = self._pool()
+                    pool = open_pool(self.workers)
                 for future in done:
                     self._ended(self.running.pop(future), future)
                 if broken:
@@ -113,9 +123,6 @@ class _Schedule:
             raise
         finally:
             pool.shutdown(cancel_futures=True)
-
-    def _pool(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(self.workers, multiprocessing.get_context("spawn"), begin_worker)
 
     def _submit(self, pool: ProcessPoolExecutor) -> None:
         if self.ready:
@@ -261,8 +268,19 @@ def _default_run_cell() -> RunCell:
     return run_cell
 
 
-def begin_worker() -> None:
-    """Begins a process of the pool: one thread, and its end with that of the process that started it, however that ended."""
+def open_pool(workers: int) -> ProcessPoolExecutor:
+    """Returns a pool of processes with one thread each, which end with this process, however it ends.
+
+    They are forked from one that has imported the libraries, and get the environment that this process has now.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED_ONCE)
+    return ProcessPoolExecutor(workers, context, _begin_worker, (dict(os.environ),))
+
+
+def _begin_worker(environ: Mapping[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environ)
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
