@@ -98,18 +98,19 @@ class Late(Fusion):
     def __init__(self, encoders: Mapping[str, Encoder], width: int, outputs: int, dropout: float) -> None:
         """Args as for :class:`Joint`; the scale starts at M, where equal weights add the logits up."""
         super().__init__()
-        self.scale = nn.Parameter(torch.full((outputs,), float(len(encoders))))
-        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.scale_and_bias = nn.Embedding(2, outputs)  # read once per patient, for DP-SGD
+        self.start_at(torch.full((outputs,), float(len(encoders))), torch.zeros(outputs))
 
     @torch.no_grad()
     def start_at(self, scale: Tensor, bias: Tensor) -> None:
         """Starts from the consilium's s and b."""
-        self.scale.copy_(scale)
-        self.bias.copy_(bias)
+        self.scale_and_bias.weight.copy_(torch.stack([scale, bias]))
 
     def forward(self, features: Features, logits: Tensor, present: Tensor, weights: Tensor, prior: Tensor) -> Tensor:
         """Returns fused logits; shapes in the module's docstring."""
-        return stated(weighted_evidence(logits, present, weights, prior), self.scale, self.bias, prior)
+        rows = torch.arange(2, device=present.device).expand(len(present), -1)
+        scale, bias = self.scale_and_bias(rows).unbind(1)
+        return stated(weighted_evidence(logits, present, weights, prior), scale, bias, prior)
 
 
 @fusion("bottleneck")
@@ -118,8 +119,9 @@ class Bottleneck(Fusion):
 
     In every layer the tokens of each modality and the bottleneck attend to each other; then the bottleneck is the weighted mean
     of what it has become with every modality present (Nagrani et al., 2021, take the plain mean of all). No slot waits for an
-    absent modality: any pattern is legal. "Pooled bottleneck" is the name of Wang et al. (2025), whose definition we could not
-    read; this reading, with layers that the modalities share, is ours.
+    absent modality: any pattern is legal. What it has become in the end corrects late fusion, from where it starts: a mean over
+    modalities does not add their evidence up. "Pooled bottleneck" is the name of Wang et al. (2025), whose definition we could
+    not read; this reading, with layers that the modalities share, is ours.
     """
 
     reads_tokens = True
@@ -131,8 +133,15 @@ class Bottleneck(Fusion):
         self.tokens = nn.ModuleDict({n: nn.Linear(e.token_width or e.features, inner) for n, e in encoders.items()})
         self.bottleneck = Positions(BOTTLENECKS, inner)
         self.blocks = nn.ModuleList(AttentionBlock(inner, dropout) for _ in range(LAYERS))
-        self.head = nn.Sequential(nn.LayerNorm(inner), nn.Dropout(dropout), nn.Linear(inner, outputs))
+        self.evidence = Late(encoders, width, outputs, dropout)
+        correction = nn.Linear(inner, outputs, bias=False)
+        nn.init.zeros_(correction.weight)
+        self.head = nn.Sequential(nn.LayerNorm(inner), nn.Dropout(dropout), correction)
         self.inner = inner
+
+    def start_at(self, scale: Tensor, bias: Tensor) -> None:
+        """Starts from the consilium's s and b."""
+        self.evidence.start_at(scale, bias)
 
     def forward(self, features: Features, logits: Tensor, present: Tensor, weights: Tensor, prior: Tensor) -> Tensor:
         """Returns fused logits; shapes in the module's docstring."""
@@ -155,7 +164,7 @@ class Bottleneck(Fusion):
                 together[number] = after[:, :, :-BOTTLENECKS]
                 pooled = pooled + (after[:, :, -BOTTLENECKS:] * share[:, places]).sum(1)
             bottleneck = pooled
-        fused: Tensor = self.head(bottleneck.mean(1))
+        fused: Tensor = self.evidence(features, logits, present, weights, prior) + self.head(bottleneck.mean(1))
         return fused
 
 
@@ -181,8 +190,8 @@ def weighted_evidence(logits: Tensor, present: Tensor, weights: Tensor, prior: T
 
 
 def stated(evidence: Tensor, scale: Tensor, bias: Tensor, prior: Tensor) -> Tensor:
-    """Returns prior + b + s evidence, logits [B, C] or [B, C, D, H, W]; s, b and prior are [C]."""
-    scale, bias, prior = (x.reshape(-1, *(1,) * (evidence.ndim - 2)) for x in (scale, bias, prior))
+    """Returns prior + b + s evidence, logits [B, C] or [B, C, D, H, W]; prior is [C], s and b are [C] or [B, C]."""
+    scale, bias, prior = (x.reshape(*x.shape, *(1,) * (evidence.ndim - 2)) for x in (scale, bias, prior))
     return prior + bias + scale * evidence
 
 

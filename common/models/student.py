@@ -81,7 +81,7 @@ class Student(nn.Module):
         for head in (h for h in self.heads.values() if isinstance(h, nn.Linear)):
             start_at(head, prior)
         layers = [m for m in self.fusion.modules() if isinstance(m, nn.Linear)]
-        if layers:
+        if layers and layers[-1].bias is not None:  # a correction of late fusion has none
             start_at(layers[-1], prior)
 
     def start_fusion_at(self, scale: Tensor, bias: Tensor) -> None:

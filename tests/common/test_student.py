@@ -125,13 +125,12 @@ def fusion_inputs(outputs: int = 2) -> tuple[Tensor, Tensor, Tensor, Tensor, Ten
 def test_late_fusion_adds_the_weighted_evidence_up_and_does_not_renormalise() -> None:
     features, logits, present, weights, prior = fusion_inputs()
     late = Late(ENCODERS, 4, 2, 0.0)
-    with torch.no_grad():
-        late.scale.copy_(torch.tensor([2.0, 3.0]))
-        late.bias.copy_(torch.tensor([0.1, -0.1]))
+    scale, bias = torch.tensor([2.0, 3.0]), torch.tensor([0.1, -0.1])
+    late.start_at(scale, bias)
     fused = late(Features(features), logits, present, weights, prior)
     for b in range(3):
         evidence = sum(weights[0, m] * (logits[b, m] - prior) for m in range(3) if present[b, m])
-        assert torch.allclose(fused[b], prior + late.bias + late.scale * evidence, atol=1e-6)
+        assert torch.allclose(fused[b], prior + bias + scale * evidence, atol=1e-6)
 
 
 def test_late_fusion_starts_as_the_sum_of_the_unimodal_evidence() -> None:
@@ -162,6 +161,7 @@ def bottleneck_inputs(*lengths: int) -> tuple[Bottleneck, Features]:
     torch.manual_seed(3)
     encoders = dict(ENCODERS)
     fusion = Bottleneck(encoders, 4, 2, 0.0).eval()
+    torch.nn.init.normal_(fusion.head[-1].weight)  # type: ignore[arg-type]
     tokens = tuple(torch.randn(3, n, e.features) for n, e in zip(lengths, encoders.values(), strict=True))
     return fusion, Features(fusion_inputs()[0], tokens, tuple(torch.ones(t.shape[:2], dtype=torch.bool) for t in tokens))
 
@@ -177,7 +177,17 @@ def test_the_bottleneck_is_pooled_over_the_modalities_present_by_their_weights(l
         after = [block(torch.cat([z, shared], 1), torch.ones(1, z.shape[1] + BOTTLENECKS)) for z in streams]
         streams = [a[:, :-BOTTLENECKS] for a in after]
         shared = (0.5 * after[0][:, -BOTTLENECKS:] + 0.2 * after[2][:, -BOTTLENECKS:]) / 0.7
-    assert torch.allclose(fused[1], fusion.head(shared.mean(1))[0], atol=1e-5)  # the second patient lacks the second modality
+    late = fusion.evidence(features, logits, present, weights, prior)
+    assert torch.allclose(fused[1], late[1] + fusion.head(shared.mean(1))[0], atol=1e-5)  # this patient lacks the second modality
+
+
+def test_the_bottleneck_starts_as_late_fusion_with_the_consiliums_scale_and_bias() -> None:
+    _, logits, present, weights, prior = fusion_inputs()
+    fusion, late = Bottleneck(ENCODERS, 4, 2, 0.0), Late(ENCODERS, 4, 2, 0.0)
+    for f in (fusion, late):
+        f.start_at(torch.tensor([2.0, 3.0]), torch.tensor([0.1, -0.1]))
+    features = bottleneck_inputs(5, 2, 3)[1]
+    assert torch.equal(fusion(features, logits, present, weights, prior), late(features, logits, present, weights, prior))
 
 
 @pytest.mark.parametrize("lengths", [(5, 2, 3), (2, 2, 2)])
