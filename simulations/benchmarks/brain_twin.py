@@ -45,5 +45,5 @@ BENCHMARK = Benchmark(
     overrides=of_one_phase(EPOCHS, LOCAL_EPOCHS),
     metrics=REGION_METRICS,
     ablations=ABLATIONS,
-    comparable="Generated cases: `metakd-faithful` is the released method in the same run, published figures have no place here.",
+    comparable="Generated cases: `metakd-faithful` is MetaKD as released in the same run; published figures have no place here.",
 )

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import yaml
 from rich.console import Console
+from scipy.ndimage import distance_transform_edt
 
 from common.config import load_config
 from common.data.folder import open_cohort
@@ -111,6 +112,16 @@ def test_the_twin_shows_a_region_where_it_should() -> None:
     assert max(oedema, key=lambda m: oedema[m]) == "flair"
     assert max(rim, key=lambda m: rim[m]) == "t1ce"
     assert abs(oedema["t1ce"]) < 0.4 * oedema["flair"]
+
+
+def test_nobody_guesses_the_twins_oedema_from_core_and_rim() -> None:
+    found = []
+    for seed in range(12):
+        _, mask = brain_twin.generate_case(np.random.default_rng(seed))
+        apart = distance_transform_edt(~np.isin(mask, (brain_twin.CORE, brain_twin.RIM)))
+        guesses = [(apart <= d, mask > 0) for d in range(12)]
+        found.append([2 * (guess & whole).sum() / (guess.sum() + whole.sum()) for guess, whole in guesses])
+    assert np.mean(found, 0).max() < 0.65
 
 
 def test_lists_fix_who_is_tested(root: Path, tmp_path: Path) -> None:
