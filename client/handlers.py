@@ -152,12 +152,14 @@ def refine(site: Site, config: Config, request: RefineRequest) -> RefineReply:
     train, meta, validation = cohort.part("train"), cohort.part("meta"), cohort.part("validation")
     least = site.manifest.limits.min_count
     student = load_student(config, request.student)
+    told = len(validation) >= max(least, 1)
+    validated = (student_validation_loss(student, validation), len(validation)) if told else None
+    if not request.epochs:  # the last round chooses among students, and trains none
+        return RefineReply(site.manifest.site, {}, {}, validated, None, {}, 0)
     calibration, _ = consilium_of(request.consilium)
     ensembles = load_ensembles(config, request.teachers)
     teaching = teach_cohort(ensembles, train, calibration)
     gradients, meta_count = _meta_gradients(student, train, meta, config, ensembles, teaching, calibration, request.seed, least)
-    told = len(validation) >= max(least, 1)
-    validated = (student_validation_loss(student, validation), len(validation)) if told else None
     fit = train_student(
         student,
         train,

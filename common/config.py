@@ -158,7 +158,7 @@ class WeightsConfig:
             segmentation it is the best weighted mean of the teachers on voxels of a labelled reference set.
         rho: Learning rate of Adam on omega.
         eta: Learning rate of the virtual step.
-        steps: Steps on omega on the reference set, or per message in refine.
+        steps: Steps on omega on the reference set; a round of refine takes one.
         per_output: Whether omega has one row per output.
         cross_fit_below: Below this many events the meta patients are cross-fitted in five folds.
         guard: Whether what was learned on a labelled reference set is kept only if it beats equal weights there by more than a

@@ -38,6 +38,7 @@ class Distilled:
         fit: Curves of its training.
         adam: State of Adam on omega.
         equal_weights: Whether learned weights were dropped, because they were not resolved better than equal ones.
+        equal_start: Whether omega starts from equal weights although the evidence was asked for: it tells too little.
     """
 
     student: Student
@@ -45,6 +46,7 @@ class Distilled:
     fit: Fit
     adam: dict[str, Tensor]
     equal_weights: bool
+    equal_start: bool
 
 
 def new_student(config: Config, prior: Tensor) -> Student:
@@ -81,6 +83,7 @@ def distil(
         elif reference.task.type == "segmentation" and teaching is not None and labels is not None:
             stacked = stacked_weights(teaching, labels, start, scale=config.distill.scale, per_output=per_output)
             student.omega.copy_(stacked)
+    equal_start = learned and config.weights.start == "evidence" and not bool(student.omega.any())
     progress(0, student.omega)
     calibration = calibrated(config, labels, teaching, evidence, student.omega, calibration)
     equal = False
@@ -108,7 +111,7 @@ def distil(
         seed=derive_seed(config.seed, "distill"),
         validation=validation if reference.labelled else None,
     )
-    return Distilled(student, calibration, fit, adam, equal)
+    return Distilled(student, calibration, fit, adam, equal, equal_start)
 
 
 def _teaching(ensembles: Ensembles, reference: Cohort, calibration: Calibration) -> tuple[Teaching | None, Tensor | None]:

@@ -33,7 +33,7 @@ from common.evaluation.predictions import STUDENT, Speaker
 from common.learning.loop import derive_seed, minibatches
 from common.learning.losses import pairwise_loss, task_loss
 from common.learning.modality_weights import random_patterns
-from common.models.fusion import Features, renormalised
+from common.models.fusion import Features, filled
 from common.models.registry import MapEncoder, build_encoder
 from common.models.student import encode, parameters_of
 from common.task import TaskType
@@ -123,11 +123,8 @@ class MetaKDVolumes(nn.Module):
 
 def _filled(features: Tensor, present: Tensor, weights: Tensor | None) -> Tensor:
     """Returns features [B, M, ...] with the mean of the present ones where one is absent, multiplied by weights [M] if given."""
-    space = (1,) * (features.ndim - 2)
-    share = renormalised(torch.ones(features.shape[1]), present).reshape(*present.shape, *space)
-    mean = (share * features).sum(1, keepdim=True)
-    filled = torch.where(present.reshape(*present.shape, *space), features, mean)
-    return filled if weights is None else filled * weights.reshape(-1, *space)
+    full = filled(features, present, torch.ones(features.shape[1]))
+    return full if weights is None else full * weights.reshape(-1, *(1,) * (features.ndim - 2))
 
 
 def metakd_faithful(consortium: Consortium) -> Trained:

@@ -54,6 +54,18 @@ def renormalised(weights: Tensor, present: Tensor) -> Tensor:
     return held / held.sum(1, keepdim=True).clamp(min=1e-12)
 
 
+def mean_of_present(features: Tensor, present: Tensor, weights: Tensor) -> Tensor:
+    """Returns the weighted mean [B, ...] of the present modalities' features [B, M, ...]; args as for :func:`renormalised`."""
+    share = renormalised(weights, present)
+    return (share.reshape(*share.shape, *(1,) * (features.ndim - 2)) * features).sum(1)
+
+
+def filled(features: Tensor, present: Tensor, weights: Tensor) -> Tensor:
+    """Returns features [B, M, ...] with that mean in the place of absent ones."""
+    held = present.reshape(*present.shape, *(1,) * (features.ndim - 2))
+    return torch.where(held, features, mean_of_present(features, present, weights)[:, None])
+
+
 @fusion("joint")
 class Joint(Fusion):
     """Concatenation and a multi-layer perceptron (MIND's joint fusion).
@@ -70,9 +82,7 @@ class Joint(Fusion):
 
     def forward(self, features: Features, logits: Tensor, present: Tensor, weights: Tensor, prior: Tensor) -> Tensor:
         """Returns fused logits; shapes in the module's docstring."""
-        mean = (renormalised(weights.mean(0), present)[:, :, None] * features.pooled).sum(1, keepdim=True)
-        filled = torch.where(present[:, :, None], features.pooled, mean)
-        fused: Tensor = self.head(filled.flatten(1))
+        fused: Tensor = self.head(filled(features.pooled, present, weights.mean(0)).flatten(1))
         return fused
 
 
@@ -87,7 +97,7 @@ class Weighted(Fusion):
 
     def forward(self, features: Features, logits: Tensor, present: Tensor, weights: Tensor, prior: Tensor) -> Tensor:
         """Returns fused logits; shapes in the module's docstring."""
-        fused: Tensor = self.head((renormalised(weights.mean(0), present)[:, :, None] * features.pooled).sum(1))
+        fused: Tensor = self.head(mean_of_present(features.pooled, present, weights.mean(0)))
         return fused
 
 

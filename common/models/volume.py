@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from common.config import ModelConfig
 from common.data.cohort import Batch, spread
 from common.models.decoders import Decoder, LightDecoder
-from common.models.fusion import Features, Late, renormalised
+from common.models.fusion import Features, Late, filled, mean_of_present
 from common.models.registry import MapEncoder, build_encoder
 from common.models.student import Student, StudentOutput
 from common.models.teacher import start_at
@@ -40,9 +40,8 @@ class Maps(Features):
         return (*self.tokens, self.pooled)
 
     def scaled(self, weights: Tensor) -> Maps:
-        """Returns them multiplied by weights [M]."""
-        *finer, bottleneck = (level * weights[:, None, None, None, None] for level in self.levels)
-        return Maps(bottleneck, tuple(finer))
+        """Returns them with the bottleneck multiplied by weights [M], as MetaKD's released code does."""
+        return Maps(self.pooled * weights[:, None, None, None, None], self.tokens)
 
 
 class VolumeStudent(Student):
@@ -110,15 +109,12 @@ class VolumeStudent(Student):
         if self.how == "late":
             evidence: Tensor = self.fusion["evidence"](features, heads, present, self.weights(), self.prior)
             return evidence
-        share = renormalised(self.weights().mean(0), present)[:, :, None, None, None, None]
-        means = [(share * level).sum(1, keepdim=True) for level in features.levels]
+        weights = self.weights().mean(0)
         if self.how == "weighted":
-            maps = [mean.squeeze(1) for mean in means]
+            maps = [mean_of_present(level, present, weights) for level in features.levels]
         else:
-            held = present[:, :, None, None, None, None]
-            filled = [torch.where(held, level, mean) for level, mean in zip(features.levels, means, strict=True)]
             mix = cast("nn.ModuleList", self.fusion["mix"])
-            maps = [layer(f.flatten(1, 2)) for layer, f in zip(mix, filled, strict=True)]
+            maps = [layer(filled(f, present, weights).flatten(1, 2)) for layer, f in zip(mix, features.levels, strict=True)]
         fused: Tensor = self.fusion["decoder"](maps)
         return fused
 

@@ -18,12 +18,19 @@ def distill(run: Run) -> None:
             raise RunFailed("nothing would train the student: there is no reference set, and refine.rounds = 0. Set one of them")
         student, adam = new_student(run.config, run.prior), {}
         calibration = initial_calibration(run.config.task, run.prior, scale=run.config.distill.scale)
+        if run.config.distill.gamma:
+            student.start_fusion_at(calibration.scale, calibration.bias)
         run.note_weights(0, student.omega)
     else:
         distilled = distil(run.config, reference, run.ensembles(), run.ensembles(unseeing=True), run.prior, run.note_weights)
         require_finite("the student", distilled.student, distilled.fit, "distill.training.lr")
         student, calibration, adam = distilled.student, distilled.calibration, distilled.adam
         run.state.equal_weights = distilled.equal_weights
+        if distilled.equal_start:
+            reason = (
+                "weights.start=evidence, but too few patients of the reference set have all modalities, or one has no teacher"
+            )
+            run.record.event("equal-start", reason=reason)
         if distilled.equal_weights:
             run.record.event("equal-weights", reason="learned ones were not better on the reference set by a standard error")
         for epoch, loss in enumerate(distilled.fit.training):

@@ -56,6 +56,8 @@ def _request(run: Run, site: str, epochs: int) -> RefineRequest:
     fields = run.request("refine", run.state.round, site)
     if not _moves_weights(run):  # no site need find gradients that nobody follows
         fields["config"]["weights"]["estimator"] = "uniform"
+    if _fitted(run):
+        fields["config"]["distill"]["scale"] = False
     return RefineRequest(
         **fields,
         epochs=epochs,
@@ -128,8 +130,7 @@ def _learn_weights(run: Run, replies: dict[str, RefineReply]) -> None:
         omega = adam.step(torch.from_numpy(gradient["omega"]))
         arrays["omega-adam"] = {k: v.numpy() for k, v in adam.state().items()}
         run.note_weights(run.state.round, omega)
-    fitted = run.reference is not None and run.reference.labelled
-    if not fitted and (gradient := _mean_gradient(replies, "scale", "bias")):
+    if not _fitted(run) and (gradient := _mean_gradient(replies, "scale", "bias")):
         step = tensors(gradient)
         calibration = Calibration(
             calibration.scale - CALIBRATION_LR * step["scale"].sign(),
@@ -138,6 +139,11 @@ def _learn_weights(run: Run, replies: dict[str, RefineReply]) -> None:
         )
     arrays["student"] = {**arrays["student"], "omega": omega.numpy()}
     arrays["consilium"] = consilium_arrays(calibration, omega)
+
+
+def _fitted(run: Run) -> bool:
+    """Returns whether s and b come from the reference set; else they follow the sites' gradients."""
+    return run.reference is not None and run.reference.labelled
 
 
 def _moves_weights(run: Run) -> bool:

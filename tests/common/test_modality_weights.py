@@ -18,6 +18,7 @@ from common.learning.lessons import Teaching, weights_gradient
 from common.learning.losses import student_loss, task_loss
 from common.learning.modality_weights import Evidence, OmegaAdam, hypergradient, outer_loss, random_patterns, scaling_gradient
 from common.models.ensemble import Calibration
+from common.models.fusion import Bottleneck
 from common.models.registry import fusions
 from common.models.student import Student, StudentOutput
 from common.task import TaskType
@@ -35,6 +36,8 @@ class Setting:
         self.config = replace(self.config, distill=replace(self.config.distill, delta=0.5))
         torch.manual_seed(0)
         self.student = Student(self.config.task, self.config.model, per_output=per_output).double().eval()
+        if isinstance(self.student.fusion, Bottleneck):  # its correction starts at zero: nothing would come through
+            torch.nn.init.normal_(self.student.fusion.head[-1].weight)  # type: ignore[arg-type]
         with torch.no_grad():
             self.student.omega.copy_(0.3 * torch.randn(self.student.omega.shape))
         self.train = doubled(make_cohort(self.config.task, 12, 1).batch())

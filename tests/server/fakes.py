@@ -115,7 +115,8 @@ class Site:
             own = {*(m for m, n in self.visits.items() if n), *(["fusion"] if sum(map(bool, self.visits.values())) > 1 else [])}
             student = {k: a + shift for k, a in refine.student.items() if "." in k and block_of(k) in own}
             meta = {"omega": np.full_like(refine.student["omega"], 0.1), "scale": np.ones(1, "f4"), "bias": np.ones(1, "f4")}
-            return RefineReply(self.name, student, dict.fromkeys(own, 40), (0.6, 4), 0.5, meta, 6)
+            counts = {block: self.visits.get(block, min(self.visits.values())) for block in own}
+            return RefineReply(self.name, student, counts, (0.6, 4), 0.5, meta, 6)
         EvaluateRequest.from_record(content)
         return EvaluateReply(self.name, [row("student", 0.8)], 2)
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("clock")
 
 
 def three() -> list[Site]:
-    return [Site("ash"), Site("birch", shift=0.5), Site("cedar", {"labs": 40}, shift=2.0)]
+    return [Site("ash"), Site("birch", {"labs": 20, "signs": 30}, shift=0.5), Site("cedar", {"labs": 40}, shift=2.0)]
 
 
 def moves(folder: Path, site: Site) -> dict[str, set[float]]:
@@ -30,13 +30,14 @@ def moves(folder: Path, site: Site) -> dict[str, set[float]]:
     return found
 
 
-def test_a_block_is_the_mean_of_the_sites_that_have_data_for_it(tmp_path: Path) -> None:
+def test_a_block_is_the_mean_of_the_sites_that_have_data_for_it_by_their_visits(tmp_path: Path) -> None:
     sites = three()
     fakes.perform(tmp_path / "run", sites)
     found = moves(tmp_path / "run", sites[0])
-    both, all_three = (0.25 + 0.5) / 2, (0.25 + 0.5 + 2.0) / 3
+    labs = (40 * 0.25 + 20 * 0.5 + 40 * 2.0) / 100
+    signs, together = (40 * 0.25 + 30 * 0.5) / 70, (40 * 0.25 + 20 * 0.5) / 60
     assert {b: len(v) for b, v in found.items()} == {"labs": 1, "signs": 1, "fusion": 1}
-    np.testing.assert_allclose([*found["labs"], *found["signs"], *found["fusion"]], [all_three, both, both], atol=1e-4)
+    np.testing.assert_allclose([*found["labs"], *found["signs"], *found["fusion"]], [labs, signs, together], atol=1e-4)
 
 
 def test_a_block_that_nobody_has_patients_enough_for_stays(tmp_path: Path) -> None:
