@@ -72,7 +72,7 @@ def test_macro_mean_is_over_the_outputs_that_are_defined() -> None:
     assert found["auroc"] == pytest.approx((found["auroc:0"] + found["auroc:2"]) / 2)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 1000), st.integers(2, 40), st.booleans(), st.sampled_from(METRICS))
 def test_resampled_metrics_equal_scikit_learn_with_sample_weights(seed: int, n: int, ties: bool, metric: str) -> None:
     scores, labels = draw(n, 1, ties=ties, seed=seed)
@@ -145,7 +145,7 @@ def test_numbers_that_are_all_the_same_have_no_r2_and_no_numbers_no_error() -> N
     assert metrics("regression", np.empty(0), np.empty(0)) == {}
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 1000), st.integers(2, 30), st.sampled_from(REGRESSION_METRICS))
 def test_resampled_errors_equal_scikit_learn_with_sample_weights(seed: int, n: int, metric: str) -> None:
     said, true = numbers(n, 2, seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -11,7 +11,6 @@ from common.arrays import Arrays
 from server.aggregation import weighted_mean
 
 names = st.lists(st.text("abcdefgh", min_size=1, max_size=4), min_size=1, max_size=6, unique=True)
-unhurried = settings(deadline=None)
 counts = st.integers(1, 10**6)
 numbers = st.floats(-1e6, 1e6, width=32)
 parameters = hnp.arrays(np.float32, (2, 3), elements=numbers)
@@ -23,7 +22,6 @@ def federations(draw: st.DrawFn) -> tuple[dict[str, Arrays], dict[str, int]]:
     return {s: {"w": draw(parameters), "b": draw(parameters)[0]} for s in sites}, {s: draw(counts) for s in sites}
 
 
-@unhurried
 @given(federations(), numbers)
 def test_the_weights_sum_to_one(federation: tuple[dict[str, Arrays], dict[str, int]], value: float) -> None:
     updates, visits = federation
@@ -31,7 +29,6 @@ def test_the_weights_sum_to_one(federation: tuple[dict[str, Arrays], dict[str, i
     np.testing.assert_allclose(weighted_mean(alike, visits)["w"], np.float32(value), rtol=1e-6)
 
 
-@unhurried
 @given(st.permutations("abcdef"), st.lists(st.tuples(counts, st.integers(0, 2**32)), min_size=6, max_size=6))
 def test_the_order_of_arrival_does_not_matter_to_the_last_bit(order: list[str], places: list[tuple[int, int]]) -> None:
     # In float64, where every other order of adding up shows.
@@ -41,7 +38,6 @@ def test_the_order_of_arrival_does_not_matter_to_the_last_bit(order: list[str], 
     assert weighted_mean(updates, visits)["w"].tobytes() == there.tobytes()
 
 
-@unhurried
 @given(parameters, counts)
 def test_a_group_of_one_is_taken_as_it_is(array: np.ndarray, count: int) -> None:  # type: ignore[type-arg]
     mean = weighted_mean({"only": {"w": array}}, {"only": count})["w"]
@@ -49,7 +45,6 @@ def test_a_group_of_one_is_taken_as_it_is(array: np.ndarray, count: int) -> None
     np.testing.assert_array_equal(mean, array)
 
 
-@unhurried
 @given(federations())
 def test_the_mean_lies_between_the_smallest_and_the_largest(federation: tuple[dict[str, Arrays], dict[str, int]]) -> None:
     updates, visits = federation
@@ -60,7 +55,6 @@ def test_the_mean_lies_between_the_smallest_and_the_largest(federation: tuple[di
     assert (mean <= stack.max(0) + room).all()
 
 
-@unhurried
 @given(federations(), st.integers(1, 50))
 def test_only_the_ratio_of_the_counts_matters(federation: tuple[dict[str, Arrays], dict[str, int]], factor: int) -> None:
     updates, visits = federation
