@@ -24,12 +24,10 @@ from common.evaluation.results import Results, Weight
 from simulations.benchmarks.base import CUSTOM
 from simulations.findings import AblationFinding, findings
 from simulations.finished import Cell
-from simulations.region_figures import DOTS_PER_INCH, LETTERS_PER_INCH, draw_boxes
+from simulations.region_figures import COLOURS, DOTS_PER_INCH, LETTERS_PER_INCH, draw_boxes
 from simulations.scores import OURS
 from simulations.tables import NAMES, difference, main_metrics
 
-# Okabe and Ito's palette without yellow and black: told apart with any common colour blindness.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS, LINES = "osD^vP", ("-", "--", "-.", ":")
 CELL, MOMENT = ["seed", "fold"], ["phase", "round", "step"]
 PHASES = ("teaching", "distilling", "refining")

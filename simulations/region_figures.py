@@ -30,6 +30,7 @@ from simulations.ablations import MAIN
 from simulations.finished import Cell
 from simulations.scores import spoken
 
+# Okabe and Ito's palette without yellow and black: told apart with any common colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS = "osD^vP"
 STYLES = tuple((COLOURS[1 + k % 5], MARKERS[k % 6]) for k in range(30))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Literal
 
-from common.errors import ConsiliumError
 from simulations.ablations import JOINT, PLAIN_SERIES, POOLED, STANDARD, references, teachers
 from simulations.benchmarks.base import METHODS, Benchmark, Published, Split
 from simulations.datasets import eicu
+from simulations.datasets.files import data_folder
 
 LATE_FUSION = "late fusion of three logistic regressions"
 APACHE = "APACHE IVa, the score in clinical use"
@@ -23,16 +22,11 @@ TUNED = {
 """Chosen for each on inner folds: docs/looks.md."""
 
 NETWORKS = ("small", "base")
-LINEAR_TOO = ("linear", *NETWORKS)
-ROLES = {"train": "train", "reference": "reference", "evaluate": "test"}
 
 
 def prepare(folder: Path, split: Split, label: Literal["death", "los"] = "death") -> dict[str, Any]:
     """Writes one fold as hospitals, with the label asked for; see :data:`simulations.benchmarks.base.Prepare`."""
-    root = os.environ.get("CONSILIUM_DATA")
-    if not root:
-        raise ConsiliumError(f"CONSILIUM_DATA is not set: it names the folder that holds '{eicu.FOLDER}'. {eicu.HOW_TO_GET}")
-    stays = eicu.load(Path(root) / eicu.FOLDER)
+    stays = eicu.load(data_folder(eicu.FOLDER, eicu.HOW_TO_GET))
     said = eicu.write_sites(
         stays,
         folder,
@@ -44,11 +38,7 @@ def prepare(folder: Path, split: Split, label: Literal["death", "los"] = "death"
         reference=eicu.REFERENCE_SHARE if split.reference is None else split.reference,
         label=label,
     )
-    return {
-        "n": {ROLES[role]: counts for role, counts in said["n"].items()},
-        "exclusions": said["exclusions"],
-        "data_checksum": said["data_checksum"],
-    }
+    return {key: said[key] for key in ("n", "exclusions", "data_checksum")}
 
 
 def _measured(method: str, value: float, pattern: str, **more: Any) -> Published:

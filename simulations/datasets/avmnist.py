@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import gzip
 import io
+import math
 import re
 import tarfile
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ from PIL import Image
 
 from common.data.manifest import REFERENCE_FOLDER
 from common.errors import ConsiliumError
-from simulations.datasets.files import finish_sites, new_sites, verified, with_split, write_site
+from simulations.datasets.files import UNREADABLE, finish_sites, new_sites, verified, with_split, write_site
 
 FOLDER = "avmnist"
 IMAGES = {
@@ -162,12 +163,14 @@ def _idx(file: Path, dimensions: int) -> NDArray[np.uint8]:
     """Returns the content of an IDX file of bytes."""
     try:
         raw = gzip.decompress(file.read_bytes())
-    except (OSError, EOFError):
-        raise ConsiliumError(f"{file} is no gzip file. Download it again. {HOW_TO_GET}") from None
-    shape = np.frombuffer(raw[4 : 4 + 4 * dimensions], dtype=">u4")
-    if raw[:4] != bytes([0, 0, 8, dimensions]) or len(raw) != 4 + 4 * dimensions + int(np.prod(shape, dtype=np.int64)):
+    except UNREADABLE as error:
+        fault = f"cannot be unpacked ({type(error).__name__}): it is cut short, damaged or no gzip file"
+        raise ConsiliumError(f"{file} {fault}. Download it again. {HOW_TO_GET}") from None
+    head = 4 + 4 * dimensions
+    shape = [int.from_bytes(raw[at : at + 4], "big") for at in range(4, head, 4)]
+    if raw[:4] != bytes([0, 0, 8, dimensions]) or len(raw) != head + math.prod(shape):
         raise ConsiliumError(f"{file} is no IDX file of {dimensions} dimension(s). Download it again. {HOW_TO_GET}")
-    return np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+    return np.frombuffer(raw, dtype=np.uint8, offset=head).reshape(shape)
 
 
 def _recordings(file: Path) -> dict[str, bytes]:
@@ -181,8 +184,9 @@ def _recordings(file: Path) -> dict[str, bytes]:
                 content = archive.extractfile(member) if match and match[2] in SPEAKERS else None
                 if content is not None:
                     found[name] = content.read()
-    except (OSError, EOFError, tarfile.TarError):
-        raise ConsiliumError(f"{file} cannot be unpacked. Download it again. {HOW_TO_GET}") from None
+    except (*UNREADABLE, tarfile.TarError) as error:
+        fault = f"cannot be unpacked ({type(error).__name__}): it is cut short, damaged or no archive"
+        raise ConsiliumError(f"{file} {fault}. Download it again. {HOW_TO_GET}") from None
     return found
 
 

@@ -8,9 +8,6 @@ the outcome are left out. Values go into the files as they were charted: clippin
 from __future__ import annotations
 
 import functools
-import hashlib
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +16,10 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
-import yaml
 from numpy.typing import NDArray
 
 from common.errors import ConsiliumError
-from simulations.datasets.files import with_split
+from simulations.datasets.files import UNREADABLE, finish_sites, new_sites, verified, with_split, write_site
 from simulations.partition import assign_modalities, draw_sites, grouped_folds, linked_groups
 
 FOLDER = "eicu_demo"
@@ -36,7 +31,6 @@ HOW_TO_GET = (
 )
 HOURS = 24
 SERIES_FILE = "yaib/los/dyn.parquet"
-TABLES = ("patient", "hospital", "apacheapsvar", "apachepredvar", "admissiondx", "diagnosis", "pasthistory")
 FOLD_SEED, REFERENCE_SHARE, FULL_SHARE = 0, 0.2, 1 / 3
 
 # UCUM unit -> variables of the hourly series.
@@ -96,6 +90,21 @@ NOTES = {
     "diagnosis": ("diagnosisoffset", "diagnosisstring", r"^$", r"\|"),
     "pasthistory": ("pasthistoryenteredoffset", "pasthistorypath", r"^notes/Progress Notes/Past History/(Organ Systems/)?", "/"),
 }
+STAY = "patientunitstayid"
+WORST = (
+    "intubated vent dialysis eyes motor verbal meds urine wbc temperature respiratoryrate sodium heartrate meanbp ph hematocrit "
+    "creatinine albumin pao2 pco2 bun glucose bilirubin fio2"
+)
+NUMBERS = sorted(name for group in APACHE_UNITS.values() for name in group.split())
+SERIES = sorted(name for group in SERIES_UNITS.values() for name in group.split())
+TABLES = {
+    "patient": [STAY, "uniquepid", "hospitalid", "hospitaldischargestatus", "unitdischargeoffset", "age", "gender"],
+    "hospital": ["hospitalid", "region", "numbedscategory"],
+    "apacheapsvar": [STAY, *WORST.split()],
+    "apachepredvar": [STAY, "admitsource", *(name for name in NUMBERS if name not in WORST.split())],
+    **{name: [STAY, *columns] for name, (*columns, _, _) in NOTES.items()},
+}
+"""Table -> columns that are read."""
 
 
 @dataclass(frozen=True)
@@ -129,14 +138,14 @@ def load(root: Path) -> EicuStays:
         ConsiliumError: If the folder or one of its files is missing or damaged, naming the path and the public home of the data.
     """
     files = _files(root)
-    checksum = _checksum(root, files)
-    tables = {name: pd.read_csv(files[f"{name}.csv.gz"], low_memory=False) for name in TABLES}
-    hourly = pd.read_parquet(files[SERIES_FILE]).rename(columns={"stay_id": "visit"})
+    checksum = verified(root, files, HOW_TO_GET)
+    tables = {name: _read(files[f"{name}.csv.gz"], columns) for name, columns in TABLES.items()}
+    hourly = _read(files[SERIES_FILE], ["stay_id", "time", *SERIES]).rename(columns={"stay_id": "visit"})
     exclusions: dict[str, int] = {}
     stays = _stays(tables, hourly, exclusions)
     known = set(stays["visit"])
     series = _series(hourly[hourly["visit"].isin(known)], exclusions)
-    text = _text({name: tables[name][tables[name]["patientunitstayid"].isin(known)] for name in NOTES}, exclusions)
+    text = _text({name: tables[name][tables[name][STAY].isin(known)] for name in NOTES}, exclusions)
     stays["text"] = stays["visit"].map(text)
     table = _table(tables, stays)
     for frame in (stays, series, table):
@@ -195,8 +204,7 @@ def write_sites(
     frame = stays.stays.assign(fold=folds(stays), group=_groups(stays.stays))
     if fold not in frame["fold"].values:
         raise ConsiliumError(f"The eICU demo has no fold {fold}. Ask for one of 0 to {frame['fold'].max()}.")
-    if folder.exists() and any(folder.iterdir()):
-        raise ConsiliumError(f"{folder} is not empty. Name a new folder for the sites, or remove it first.")
+    partial = new_sites(folder)
     exclusions = dict(stays.exclusions)
     if cohort == "main":
         exclusions["stays that left the unit before 24 h"] = int((~frame["main"]).sum())
@@ -207,21 +215,15 @@ def write_sites(
     held = {site: tuple(modalities) for site in frame["site"]}
     if masked:
         held |= assign_modalities(training, modalities, full_share=FULL_SHARE, seed=(seed, fold, 1))
-
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    where = frame.set_index("visit")["site"]
-    parts: dict[str, dict[str, pa.Table]] = {}
+    place = frame.set_index("visit")["site"]
+    values: dict[str, dict[Any, pd.DataFrame]] = {}
     for name, long in (("series", stays.series), ("table", stays.table)):
         frame[name] = frame["visit"].isin(long["visit"]).map({True: f"{name}.parquet", False: None})
-        whole = pa.Table.from_pandas(long, preserve_index=False)
-        rows_of = long.groupby(long["visit"].map(where)).indices
-        parts[name] = {str(site): whole.take(rows) for site, rows in rows_of.items()}
+        values[name] = dict(iter(long.groupby(long["visit"].map(place))))
     for site, rows in frame.groupby("site"):
-        mine = {name: part.get(str(site)) for name, part in parts.items()}
-        _write_site(partial / str(site), rows, mine, held[str(site)], label)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(partial, folder)
+        mine = {f"{name}.parquet": v[site] for name, v in values.items() if name in held[str(site)] and site in v}
+        _write(partial / str(site), rows, mine, held[str(site)], label)
+    finish_sites(partial)
     return {
         "data_checksum": with_split(stays.checksum, frame[["visit", "site"]]),
         "cohort": cohort,
@@ -236,30 +238,26 @@ def write_sites(
 
 def _files(root: Path) -> dict[str, Path]:
     """Name in lower case -> file; PhysioNet writes ``admissionDx.csv.gz``, other distributions ``admissiondx.csv.gz``."""
-    found = {path.name.lower(): path for path in root.glob("*.csv.gz")} | {SERIES_FILE: root / SERIES_FILE}
-    for name in (*(f"{table}.csv.gz" for table in TABLES), SERIES_FILE):
-        if name not in found or not found[name].is_file():
-            raise ConsiliumError(f"The eICU demo is not complete: {root / name} is missing. {HOW_TO_GET}")
-    return {name: found[name] for name in (*(f"{table}.csv.gz" for table in TABLES), SERIES_FILE)}
+    found = {path.name.lower(): path for path in root.glob("*.csv.gz")}
+    return {name: found.get(name, root / name) for name in (*(f"{table}.csv.gz" for table in TABLES), SERIES_FILE)}
 
 
-def _checksum(root: Path, files: Mapping[str, Path]) -> str:
-    """Hashes the files used and compares each with the root's SHA256SUMS, where it lists it."""
-    listing = root / "SHA256SUMS"
-    lines = [line.split(maxsplit=1) for line in listing.read_text().splitlines()] if listing.is_file() else []
-    listed = {name.lstrip("*"): digest for digest, name in lines}
-    whole = hashlib.sha256()
-    for name in sorted(files):
-        digest = hashlib.sha256(files[name].read_bytes()).hexdigest()
-        if listed.get(files[name].relative_to(root).as_posix(), digest) != digest:
-            raise ConsiliumError(f"{files[name]} differs from its checksum in {listing}. Download the file again.")
-        whole.update(f"{digest}  {name}\n".encode())
-    return whole.hexdigest()
+def _read(file: Path, columns: list[str]) -> pd.DataFrame:
+    """Returns the columns of a table."""
+    try:
+        frame = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_csv(file, low_memory=False)
+    except (*UNREADABLE, pa.ArrowException) as error:
+        fault = f"cannot be read ({type(error).__name__}): it is cut short, damaged or no {file.name.split('.', 1)[1]} file"
+        raise ConsiliumError(f"{file} {fault}. Download it again. {HOW_TO_GET}") from None
+    absent = [name for name in columns if name not in frame]
+    if absent:
+        raise ConsiliumError(f"{file} lacks the column(s) {', '.join(absent)}. Download it again. {HOW_TO_GET}")
+    return frame[columns]
 
 
 def _stays(tables: Mapping[str, pd.DataFrame], hourly: pd.DataFrame, exclusions: dict[str, int]) -> pd.DataFrame:
     """Returns the stays with a series and a known outcome, sorted by visit."""
-    patient = tables["patient"].rename(columns={"patientunitstayid": "visit", "uniquepid": "patient"})
+    patient = tables["patient"].rename(columns={STAY: "visit", "uniquepid": "patient"})
     charted = patient["visit"].isin(hourly["visit"])
     known = patient["hospitaldischargestatus"].isin(["Alive", "Expired"])
     exclusions["stays without an hourly series"] = int((~charted).sum())
@@ -282,8 +280,7 @@ def _series(hourly: pd.DataFrame, exclusions: dict[str, int]) -> pd.DataFrame:
     hour = hourly["time"].dt.total_seconds() / 3600
     early = (hour >= 0) & (hour < HOURS)
     exclusions["hours of the series after 24 h"] = int((~early).sum())
-    names = sorted(name for group in SERIES_UNITS.values() for name in group.split())
-    series: pd.DataFrame = hourly.assign(hour=hour).loc[early, ["visit", "hour", *names]].dropna(how="all", subset=names)
+    series: pd.DataFrame = hourly.assign(hour=hour).loc[early, ["visit", "hour", *SERIES]].dropna(how="all", subset=SERIES)
     return series.sort_values(["visit", "hour"], ignore_index=True)
 
 
@@ -296,28 +293,24 @@ def _text(tables: Mapping[str, pd.DataFrame], exclusions: dict[str, int]) -> pd.
         exclusions[f"entries of {name} after 24 h"] = int((~early).sum())
         kept = table[early].sort_values([time, column], kind="stable")
         entry = kept[column].str.replace(prefix, "", regex=True).str.replace(between, ", ", regex=True)
-        parts.append(pd.DataFrame({"visit": kept["patientunitstayid"], "entry": entry}))
+        parts.append(pd.DataFrame({"visit": kept[STAY], "entry": entry}))
     entries = pd.concat(parts).drop_duplicates()
     return entries.groupby("visit")["entry"].agg(". ".join)
 
 
 def _table(tables: Mapping[str, pd.DataFrame], stays: pd.DataFrame) -> pd.DataFrame:
     """Returns the admission table of the stays that have an APACHE record; -1 means that a value is missing."""
-    worst, history = tables["apacheapsvar"], tables["apachepredvar"]
-    history = history.drop(columns=history.columns.intersection(worst.columns).drop("patientunitstayid"))
-    history = history.drop(columns=["age", "gender"])
-    apache = worst.merge(history, on="patientunitstayid", how="outer").replace(-1, np.nan)
+    apache = tables["apacheapsvar"].merge(tables["apachepredvar"], on=STAY, how="outer").replace(-1, np.nan)
     people = pd.DataFrame(
         {
-            "patientunitstayid": stays["visit"],
+            STAY: stays["visit"],
             "age": stays["age"].replace("> 89", "90").astype(float),
             "sex": stays["gender"].where(stays["gender"].isin(SEX)),
         }
     )
-    numbers = [name for group in APACHE_UNITS.values() for name in group.split()]
-    table = people.merge(apache, on="patientunitstayid", how="inner").rename(columns={"patientunitstayid": "visit"})
+    table = people.merge(apache, on=STAY, how="inner").rename(columns={STAY: "visit"})
     table["admitsource"] = table["admitsource"].map("{:.0f}".format, na_action="ignore")
-    return table[["visit", "age", "sex", "admitsource", *sorted(numbers)]].sort_values("visit", ignore_index=True)
+    return table[["visit", "age", "sex", "admitsource", *NUMBERS]].sort_values("visit", ignore_index=True)
 
 
 def _groups(frame: pd.DataFrame) -> NDArray[np.int64]:
@@ -325,13 +318,13 @@ def _groups(frame: pd.DataFrame) -> NDArray[np.int64]:
 
 
 def _roles(frame: pd.DataFrame, fold: int, seed: int, sites: Literal["network", "hospital"], share: float) -> pd.DataFrame:
-    """Adds ``role`` (train, reference, evaluate) and ``site``."""
+    """Adds ``role`` (train, reference, test) and ``site``."""
     test = frame["fold"] == fold
     training = frame[~test].groupby("hospital")["group"].first()
     drawn = draw_sites({str(k): int(v) for k, v in training.items()}, share=share, seed=(seed, fold, 0))
     reference = frame["hospital"].isin(drawn)
     site = frame[sites].mask(reference, "reference").mask(test, "test-" + frame[sites])
-    role = np.select([test, reference], ["evaluate", "reference"], "train")
+    role = np.select([test, reference], ["test", "reference"], "train")
     return frame.assign(site=site, role=role)
 
 
@@ -351,26 +344,15 @@ def _sources() -> dict[str, dict[str, Any]]:
     }
 
 
-def _write_site(folder: Path, rows: pd.DataFrame, long: Mapping[str, pa.Table | None], held: tuple[str, ...], label: str) -> None:
-    """Writes one hospital's files and its manifest."""
-    folder.mkdir(parents=True)
-    site, role = folder.name, str(rows["role"].iloc[0])
-    for name, data in long.items():
-        if name in held and data is not None:
-            pq.write_table(data, folder / f"{name}.parquet")
-    rows[["patient", "visit", label, *held]].to_parquet(folder / "patients.parquet", index=False)
+def _write(folder: Path, rows: pd.DataFrame, files: Mapping[str, pd.DataFrame], held: tuple[str, ...], label: str) -> None:
+    """Writes one site: patient table, manifest and the files of its values."""
     manifest = {
-        "schema_version": 1,
-        "site": site,
-        "patients": "patients.parquet",
-        "patient": "patient",
-        "visit": "visit",
         "labels": {label: label},
         "label_units": {"los": "d"} if label == "los" else {},
-        "role": "evaluate" if role == "evaluate" else "train",
+        "role": "evaluate" if (rows["role"] == "test").all() else "train",
         "modalities": {name: source for name, source in _sources().items() if name in held},
     }
-    (folder / "manifest.yaml").write_text(yaml.dump(manifest, Dumper=yaml.CSafeDumper, sort_keys=False), encoding="utf-8")
+    write_site(folder, rows[["patient", "visit", label, *held]], manifest, files)
 
 
 def _counts(rows: pd.DataFrame) -> dict[str, int]:

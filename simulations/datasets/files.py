@@ -109,12 +109,12 @@ def origin(root: Path, official: str, short: str) -> tuple[Data, str]:
         raise ConsiliumError(f"{file} marks generated patients but cannot be read. Remove the folder {root}.") from None
 
 
-def verified(root: Path, names: Iterable[str], how_to_get: str) -> str:
+def verified(root: Path, names: Iterable[str] | Mapping[str, Path], how_to_get: str) -> str:
     """Checks the official files of a data set.
 
     Args:
         root: Their folder; a ``SHA256SUMS`` in it is believed.
-        names: Names of the files.
+        names: Names of the files; or name -> file, where distributions spell names differently.
         how_to_get: What errors tell of where the data come from.
 
     Returns:
@@ -126,19 +126,19 @@ def verified(root: Path, names: Iterable[str], how_to_get: str) -> str:
     listing = root / "SHA256SUMS"
     lines = [line.split(maxsplit=1) for line in listing.read_text().splitlines()] if listing.is_file() else []
     listed = {line[1].lstrip("*"): line[0] for line in lines if len(line) == 2}
+    files = names if isinstance(names, Mapping) else {name: root / name for name in names}
     whole = hashlib.sha256()
-    for name in sorted(names):
-        file = root / name
+    for name, file in sorted(files.items()):
         if not file.is_file():
             raise ConsiliumError(f"The data are not complete: {file} is missing. {how_to_get}")
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        if listed.get(name, digest) != digest:
+        if listed.get(file.relative_to(root).as_posix(), digest) != digest:
             raise ConsiliumError(f"{file} differs from its checksum in {listing}. Download the file again. {how_to_get}")
         whole.update(f"{digest}  {name}\n".encode())
     return whole.hexdigest()
 
 
-def refuse(bad: pd.Series[bool] | NDArray[np.bool_], file: Path, fault: str, remedy: str, *, first: int = 1) -> None:
+def refuse(bad: pd.Series[bool] | NDArray[np.bool_], file: Path, fault: str, remedy: str, *, first: int | None = 1) -> None:
     """Refuses rows that have a fault.
 
     Args:
@@ -146,15 +146,16 @@ def refuse(bad: pd.Series[bool] | NDArray[np.bool_], file: Path, fault: str, rem
         file: The file, one row per line.
         fault: What is wrong with them.
         remedy: What to do.
-        first: Line of row 0; 2 below a header.
+        first: Line of row 0; 2 below a header. None if rows are no lines, because cells have several or rows were left out.
 
     Raises:
-        ConsiliumError: With the line of the first of them, and how many there are.
+        ConsiliumError: With the line of the first of them, if rows are lines, and how many there are.
     """
     rows = bad.index[bad.to_numpy(bool)] if isinstance(bad, pd.Series) else np.flatnonzero(bad)
     if len(rows):
+        line = "" if first is None else f", line {int(np.min(rows)) + first}"
         more = f" ({len(rows):,} rows)" if len(rows) > 1 else ""
-        raise ConsiliumError(f"{file}, line {int(np.min(rows)) + first}: {fault}{more}. {remedy}")
+        raise ConsiliumError(f"{file}{line}: {fault}{more}. {remedy}")
 
 
 def differs(what: str, found: Iterable[int], reported: Iterable[int], where: str) -> str:

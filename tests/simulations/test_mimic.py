@@ -139,6 +139,7 @@ def test_a_section_without_heading_or_end_is_no_text() -> None:
         ("Time of death 03:12.", None, True),
         ("Came in.\nDECEASED\nWas ill.", "Came in.\nWas ill.", False),
         ("Her husband died last year; took the expired drug.", "Her husband died last year; took the expired drug.", False),
+        ("He passed away the next morning.", None, True),
     ],
 )
 def test_what_tells_of_death_is_deleted_or_its_stay_left_out(tmp_path: Path, said: str, text: str | None, leaves: bool) -> None:
@@ -155,7 +156,34 @@ def test_what_tells_of_death_is_deleted_or_its_stay_left_out(tmp_path: Path, sai
     found, dead = notes.read_histories(tmp_path, stays, counts)
     assert found.to_dict() == ({"a": text} if text else {})
     assert dead.to_dict() == {"a": leaves, "b": False, "c": False}
-    assert list(counts.values()) == [1, 1, 1, 0, int(text is not None and "DECEASED" in said), int(leaves)]
+    ours = int("passed away" in said)
+    assert list(counts.values()) == [1, 1, 1, 0, int(text is not None and "DECEASED" in said), int(leaves) - ours, ours]
+
+
+TOLD = """
+    He passed away the next morning. | she died in the ED | pt was pronounced dead | patient unfortunately expired
+    The patient, sadly, passed away. | Mr. ___ died at home. | Ms. ___ subsequently passed\naway. | Pt. then died.
+    She was intubated in the ED and died. | He was coded and then expired in the ICU. | Asystole. Pronounced dead at 03:12.
+    He succumbed to his wounds. | She is now deceased. | the patient, who died of sepsis
+"""
+HARMLESS = """
+    her husband died in 2010 | father passed away | expired medication | His mother died of stroke. | She took expired pills.
+    He ran out of insulin and used old and expired medication. | Patient's father died at 60. | her prescription expired
+    The patient's wife fell ill and died in 2010. | She says that her neighbor fell and died. | Mr. ___'s brother passed away
+    Her husband was pronounced dead at the scene. | He nearly died last year. | She passed out. | He had dead bowel resected.
+    Sad since the death of his wife. | She is dead set against surgery. | he would have died
+"""
+
+
+@pytest.mark.parametrize("said", [s.strip() for s in TOLD.replace("\n    ", " | ").split("|") if s.strip()])
+def test_our_own_rule_finds_what_tells_of_the_patients_death(said: str) -> None:
+    assert notes.OUR_DEATH.search(f"___ yo with CHF.\n{said}")
+
+
+@pytest.mark.parametrize("said", [s.strip() for s in HARMLESS.replace("\n    ", " | ").split("|") if s.strip()])
+def test_no_rule_takes_the_death_of_others_or_expired_things_for_the_patients(said: str) -> None:
+    assert not notes.OUR_DEATH.search(f"___ yo with CHF.\n{said}")
+    assert not notes.DEATH.search(said)
 
 
 def test_no_history_of_the_twin_tells_the_outcome_and_stays_that_would_are_left_out(root: Path) -> None:
@@ -186,6 +214,18 @@ def test_a_laboratory_value_is_the_mean_of_the_first_48_hours_in_its_unit(root: 
     for reason in ("without a number", "in another unit", "that cannot be"):
         assert stays.exclusions[f"laboratory values {reason}"] > 0
     assert set(table["admission_type"].dropna()) <= {tables.code(kind) for kind in tables.ADMISSIONS}
+
+
+def test_the_age_is_that_at_admission_and_not_in_the_anchor_year(root: Path) -> None:
+    age = sites.load(root, "admission").long["table"].set_index("visit")["age"]
+    people = pd.read_csv(root / HOSP / "patients.csv.gz").set_index("subject_id")
+    admissions = pd.read_csv(root / HOSP / "admissions.csv.gz", parse_dates=["admittime"]).set_index("hadm_id")
+    known = small_twin()[1].stays
+    known = known.set_index(known["stay_id"].astype(str)).loc[age.index]
+    anchor = people.loc[known["subject_id"]].set_index(known.index)
+    later = admissions.loc[known["hadm_id"], "admittime"].dt.year.to_numpy() - anchor["anchor_year"]
+    assert (later > 0).any() and (later == 0).any()
+    np.testing.assert_array_equal(age, anchor["anchor_age"] + later)
 
 
 def test_another_outcome_in_the_hospitals_table_is_told(copy: Path) -> None:

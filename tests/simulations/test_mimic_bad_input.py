@@ -107,7 +107,7 @@ SPOILED: dict[str, tuple[sites.Cohort, Callable[[Path], object], str]] = {
     ),
     "notes gone": ("admission", lambda r: (r / DISCHARGE).unlink(), r"discharge\.csv .* is missing"),
     "notes cut": ("admission", lambda r: cut(r / DISCHARGE), r"discharge\.csv\.gz cannot be read"),
-    "note type": ("admission", changed(DISCHARGE, set_first("note_type", "XX")), "line 2: 'note_type' is none of DS, AD"),
+    "note type": ("admission", changed(DISCHARGE, set_first("note_type", "XX")), r"gz: 'note_type' is none of DS, AD\."),
     "values cut": ("admission", lambda r: cut(r / HOSP / "labevents.csv.gz"), r"labevents\.csv\.gz cannot be read"),
     "unit gone": ("admission", changed(f"{HOSP}/labevents.csv.gz", without("valueuom")), r"lacks the column.*valueuom"),
     "item": ("admission", changed(f"{HOSP}/d_labitems.csv.gz", set_first("label", "Urea")), "itemid 50862 is not 'Albumin'"),
@@ -115,6 +115,21 @@ SPOILED: dict[str, tuple[sites.Cohort, Callable[[Path], object], str]] = {
         "admission",
         changed(f"{HOSP}/admissions.csv.gz", without_first_rows),
         r"an admission of root/all_stays\.csv is missing",
+    ),
+    "values without time": (
+        "admission",
+        changed(f"{HOSP}/labevents.csv.gz", lambda f: f.assign(charttime="noon")),
+        r"labevents\.csv\.gz: 'charttime' is no time \([\d,]+ rows\)",  # comments have several lines: no row has a line
+    ),
+    "year": (
+        "admission",
+        changed(f"{HOSP}/patients.csv.gz", set_first("anchor_year", "x")),
+        "line 2: 'anchor_year' is no number",
+    ),
+    "admission time": (
+        "admission",
+        changed(f"{HOSP}/admissions.csv.gz", set_first("admittime", "noon")),
+        r"admissions\.csv\.gz, line 2: 'admittime' is no time",
     ),
     "sex": ("admission", changed(f"{HOSP}/patients.csv.gz", set_first("gender", "X")), "line 2: 'gender' is neither F nor M"),
 }

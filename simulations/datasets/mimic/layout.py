@@ -26,8 +26,9 @@ HOW_TO_GET = (
 )
 
 
-refuse = partial(files.refuse, remedy="Get the file, or make the extraction, again.", first=2)
-"""``refuse(bad, file, fault)``: see :func:`simulations.datasets.files.refuse`."""
+BELOW_HEADER = 2
+refuse = partial(files.refuse, remedy="Get the file, or make the extraction, again.", first=BELOW_HEADER)
+"""``refuse(bad, file, fault, first=2)``: see :func:`simulations.datasets.files.refuse`."""
 
 
 def origin(root: Path) -> tuple[Data, str]:
@@ -48,7 +49,13 @@ def find(folder: Path, name: str) -> Path:
 
 
 def read(
-    folder: Path, name: str, columns: Iterable[str], *, filled: Collection[str] | None = None, **options: Any
+    folder: Path,
+    name: str,
+    columns: Iterable[str],
+    *,
+    filled: Collection[str] | None = None,
+    first: int | None = BELOW_HEADER,
+    **options: Any,
 ) -> tuple[pd.DataFrame, Path]:
     """Reads some columns of a CSV file.
 
@@ -57,10 +64,11 @@ def read(
         name: Its path below the folder; the file may have ``.gz`` too.
         columns: Columns that are read.
         filled: Those of which no cell may be empty; all by default.
+        first: Line of row 0; None if cells have several lines.
         **options: For ``pandas.read_csv``.
 
     Returns:
-        The frame, one row per line of the file (row k of the frame is line k + 2), and the file.
+        The frame, one row per line of the file (row k is line k + 2, unless cells have several lines), and the file.
 
     Raises:
         ConsiliumError: If the file is missing, cut short or no CSV, lacks a column, or has an empty cell where none may be.
@@ -74,7 +82,7 @@ def read(
     if absent:
         raise ConsiliumError(f"{file} lacks the column(s) {', '.join(absent)} of its documentation. {HOW_TO_GET}")
     for column in wanted if filled is None else filled:
-        refuse(frame[column].isna(), file, f"'{column}' is empty; the file may be cut short")
+        refuse(frame[column].isna(), file, f"'{column}' is empty; the file may be cut short", first=first)
     return frame[wanted], file
 
 
@@ -83,14 +91,14 @@ def unreadable(file: Path, error: Exception) -> ConsiliumError:
     return ConsiliumError(f"{file} cannot be read ({type(error).__name__}): it is cut short or no CSV file. Get it again.")
 
 
-def times(frame: pd.DataFrame, column: str, file: Path) -> pd.Series[pd.Timestamp]:
+def times(frame: pd.DataFrame, column: str, file: Path, *, first: int | None = BELOW_HEADER) -> pd.Series[pd.Timestamp]:
     """Returns a column of times.
 
     Raises:
-        ConsiliumError: If a cell is none.
+        ConsiliumError: If a cell is none; with its line, unless ``first`` (see :func:`refuse`) is None.
     """
     found = pd.to_datetime(frame[column], format="ISO8601", errors="coerce")
-    refuse(found.isna(), file, f"'{column}' is no time")
+    refuse(found.isna(), file, f"'{column}' is no time", first=first)
     return found
 
 

@@ -72,34 +72,40 @@ def read_tables(root: Path, stays: pd.DataFrame, counts: dict[str, int]) -> tupl
         counts: Where to add what was left out.
 
     Returns:
-        One row per stay: visit, age (a), sex, admission_type, and the mean of each laboratory value over the first 48 h of the
-        stay; and how many stays have another outcome in ``hospital_expire_flag`` than in the list.
+        One row per stay: visit, age at admission (a), sex, admission_type, and the mean of each laboratory value over the first
+        48 h of the stay; and how many stays have another outcome in ``hospital_expire_flag`` than in the list.
 
     Raises:
         ConsiliumError: If a file is missing, cut short or lacks a column, or knows a listed stay's subject or admission not.
     """
     home = root / HOSPITAL
     module = "core" if (home / "core").is_dir() else "hosp"
-    people, file = read(home, f"{module}/patients.csv", ["subject_id", "gender", "anchor_age"])
+    people, file = read(home, f"{module}/patients.csv", ["subject_id", "gender", "anchor_age", "anchor_year"])
     refuse(~people["gender"].isin(SEX), file, "'gender' is neither F nor M")
+    for column in ("anchor_age", "anchor_year"):
+        refuse(pd.to_numeric(people[column], errors="coerce").isna(), file, f"'{column}' is no number")
     refuse(people["subject_id"].duplicated(), file, "a subject_id is there twice")
     by_patient = people.set_index(people["subject_id"].astype(str))
     if not stays["patient"].isin(by_patient.index).all():
         incomplete(file, "a subject of the lists is missing")
-    columns = ["hadm_id", "admission_type", "hospital_expire_flag"]
+    columns = ["hadm_id", "admittime", "admission_type", "hospital_expire_flag"]
     admissions, file = read(home, f"{module}/admissions.csv", columns)
+    year = times(admissions, "admittime", file).dt.year
     refuse(~admissions["hospital_expire_flag"].isin([0, 1]), file, "'hospital_expire_flag' is neither 0 nor 1")
     refuse(admissions["hadm_id"].duplicated(), file, "a hadm_id is there twice")
-    by_admission = admissions.set_index("hadm_id")
+    by_admission = admissions.assign(year=year).set_index("hadm_id")
     if not stays["hadm_id"].isin(by_admission.index).all():
         incomplete(file, "an admission of root/all_stays.csv is missing")
     kind = stays["hadm_id"].map(by_admission["admission_type"])
     known = kind.isin(ADMISSIONS)
     tell(counts, {"admission types that are not documented": (~known).sum()})
+    # anchor_age is the age in anchor_year; both years are shifted alike.
+    born = by_patient["anchor_year"] - by_patient["anchor_age"]
+    age = stays["hadm_id"].map(by_admission["year"]) - stays["patient"].map(born)
     table = pd.DataFrame(
         {
             "visit": stays["visit"],
-            "age": stays["patient"].map(by_patient["anchor_age"]).astype(np.float32),
+            "age": age.astype(np.float32),
             "sex": stays["patient"].map(by_patient["gender"]),
             "admission_type": kind.where(known).map(code, na_action="ignore"),
         }
@@ -113,8 +119,9 @@ def _labs(home: Path, stays: pd.DataFrame, counts: dict[str, int]) -> pd.DataFra
     """Returns visit x laboratory value: means over the first 48 h."""
     _check_items(home)
     events, file = _events(home, stays["patient"])
+    events["charttime"] = times(events, "charttime", file, first=None)
     pairs = events.merge(stays[["visit", "patient", "intime"]], on="patient")
-    hours = (times(pairs, "charttime", file) - pairs["intime"]).dt.total_seconds() / 3600
+    hours = (pairs["charttime"] - pairs["intime"]).dt.total_seconds() / 3600
     pairs = pairs[(hours >= 0) & (hours <= HOURS)]
     names = {lab[0]: name for name, lab in LABS.items()}
     lab = pairs["itemid"].map(names)
