@@ -49,11 +49,13 @@ class Consortium:
         config: What the baseline is trained by.
         training: Site (or ``reference``) -> its patients, split into train and validation.
         testing: Site -> its test patients.
+        excluded: Visits that the sites left out when they opened their files.
     """
 
     config: Config
     training: dict[str, Cohort]
     testing: dict[str, Cohort]
+    excluded: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,11 @@ def open_consortium(sites: Path, config: Config) -> Consortium:
     """
     training: dict[str, Cohort] = {}
     testing: dict[str, Cohort] = {}
-    split = replace(config.split, meta=0.0)
+    split, excluded = replace(config.split, meta=0.0), 0
     for folder in hospital_folders(sites):
         manifest = load_manifest(folder)
         cohort = open_cohort(folder, manifest, config.task, split, config.seed)
+        excluded += len({f.row for f in cohort.findings})
         if len(cohort.part("test")):
             testing[manifest.site] = cohort.part("test")
         if manifest.role == "train":
@@ -97,7 +100,7 @@ def open_consortium(sites: Path, config: Config) -> Consortium:
         manifest = load_manifest(folder)
         if manifest.labels:  # baselines learn from labels alone
             training[REFERENCE_FOLDER] = open_cohort(folder, manifest, config.task, replace(split, test=0.0), config.seed)
-    return Consortium(config, training, testing)
+    return Consortium(config, training, testing, excluded)
 
 
 def common_ground(places: Collection[Cohort]) -> tuple[Standardisation, Tensor]:

@@ -125,7 +125,8 @@ def _federated(work: Work, job: Job, config: Config, overrides: list[str]) -> tu
     trains = {s for s, enrolled in state["sites"].items() if enrolled["groups"]}
     moved = {s: sum(sum(ways) for ways in phases.values()) for s, phases in state["traffic"].items() if s in trains}
     weights = [{k: v for k, v in w.items() if k != "omega"} for w in state["weights"]]
-    said = {"parameters": size, "bytes_per_site": moved, "weights": weights, "curves": state["curves"]}
+    excluded = sum(s["excluded"] for s in state["sites"].values())
+    said = {"parameters": size, "bytes_per_site": moved, "weights": weights, "curves": state["curves"], "excluded": excluded}
     predictions = collect_predictions(sites, f"{out.name}-{RUN_FOLDER}")
     silent = sorted({s for s, e in state["sites"].items() if e["visits"]["test"]} - set(predictions["site"]))
     if silent:
@@ -225,5 +226,6 @@ def _baseline(method: str, config: Config, sites: Path) -> tuple[dict[str, Any],
         "bytes_per_site": trained.bytes_per_site,
         "weights": trained.weights,
         "curves": trained.curves,
+        "excluded": consortium.excluded,
     }
     return said, pd.concat(frames, ignore_index=True)

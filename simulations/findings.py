@@ -9,6 +9,7 @@ from typing import Any, Literal
 from common.evaluation.intervals import Interval
 from common.evaluation.results import Comparison, Results
 from simulations.ablations import MAIN
+from simulations.benchmarks.base import Benchmark
 from simulations.scores import ALL
 from simulations.tables import bounds_of, pooled, verdict
 
@@ -58,6 +59,13 @@ def effect(comparison: Comparison) -> Effect:
 def is_ablation(results: Results) -> bool:
     """Returns whether results are those of an ablation."""
     return bool(results.environment.get("ablations"))
+
+
+def is_whole(results: Results, benchmark: Benchmark) -> bool:
+    """Returns whether results are of every method and seed of a benchmark, and of whole training."""
+    methods = {row.method for row in results.rows if row.published is None}
+    asked = set(benchmark.methods) <= methods and set(range(benchmark.seeds)) <= set(results.seeds)
+    return asked and not results.environment.get("debug") and not is_ablation(results)
 
 
 def findings(results: Results, metric: str) -> list[AblationFinding]:

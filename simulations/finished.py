@@ -40,6 +40,7 @@ class Cell:
         weights: Modality weights over time.
         curves: Losses over time: phase, round, group, split, loss.
         predictions: One line per test row, pattern, model and output.
+        excluded: Visits that the sites left out when they opened their files.
     """
 
     method: str
@@ -50,6 +51,7 @@ class Cell:
     weights: Sequence[Mapping[str, Any]]
     curves: Sequence[Mapping[str, Any]]
     predictions: pd.DataFrame
+    excluded: int = 0
 
 
 def load_cell(folder: Path, task_type: TaskType) -> Cell:
@@ -81,6 +83,7 @@ def load_cell(folder: Path, task_type: TaskType) -> Cell:
             said.get("weights") or [],
             said.get("curves") or [],
             frame,
+            int(said.get("excluded", 0)),
         )
     except (OSError, ValueError, KeyError) as error:
         raise ConsiliumError(f"{folder.name}: predictions that cannot be used ({error}).") from None

@@ -207,7 +207,7 @@ def _loss(kind: TaskType, logits: Tensor, labels: Tensor) -> Tensor:
     from monai.losses.dice import DiceLoss  # here: it takes seconds
 
     regions = labels.to(logits.dtype)
-    dice = DiceLoss(sigmoid=True, reduction="none", smooth_nr=0.0, smooth_dr=1.0)(logits, regions).flatten(1).mean(1)
+    dice: Tensor = DiceLoss(sigmoid=True, reduction="none", smooth_nr=0.0, smooth_dr=1.0)(logits, regions).flatten(1).mean(1)
     crossed = functional.binary_cross_entropy_with_logits(logits, regions, reduction="none").flatten(2).mean(2).sum(1)
     return dice + crossed
 

@@ -1,7 +1,7 @@
 """``docs/results.md`` from the results kept under ``docs/results/``: every table and every sentence follows by rule.
 
-A kept file is the ``results.json`` of a finished run without what the document does not show: rows of single sites, folds and
-outputs, and the modality weights before the last update.
+A kept file is the ``results.json`` of a finished run without what the document does not show: rows of single sites, folds and,
+except for regions, outputs, and the modality weights before the last update.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import pandas as pd
 
 from common.arrays import write_atomically, write_json
 from common.errors import ConsiliumError
-from common.evaluation.metrics import LOWER_IS_BETTER
+from common.evaluation.metrics import LOWER_IS_BETTER, REGION_METRICS
 from common.evaluation.results import FILE_NAME, Comparison, Results, Row, load_results
 from simulations.ablations import MAIN
 from simulations.benchmarks.base import CUSTOM, benchmarks
-from simulations.findings import AblationFinding, Effect, findings, is_ablation, rivals
+from simulations.findings import AblationFinding, Effect, findings, is_ablation, is_whole, rivals
 from simulations.scores import ALL, published_rows
 from simulations.tables import (
     NAMES,
@@ -82,7 +82,8 @@ def keep(run: Path, docs: Path) -> Path:
         of some only.
 
     Raises:
-        ConsiliumError: If there are no results, cells are missing, training was cut short or an older version made them.
+        ConsiliumError: If there are no results, cells, methods or seeds are missing, training was cut short, an older version
+            made them, or they are of generated patients and would replace those of real ones.
     """
     results = load_results(run / FILE_NAME)
     about = results.environment
@@ -96,6 +97,14 @@ def keep(run: Path, docs: Path) -> Path:
         raise ConsiliumError(f"{run} was made by an older version, which did not record its command. Run the benchmark again.")
     variant = next((f"-{r.variant}" for r in results.rows if r.variant), "")
     file = docs / "results" / f"{results.benchmark}{variant}{_ending(results)}.json"
+    benchmark = benchmarks().get(results.benchmark)
+    if benchmark and not is_ablation(results) and not is_whole(results, benchmark):
+        raise ConsiliumError(
+            f"{run} is of some methods or seeds of '{results.benchmark}' only: it would take the place of whole results. Run the "
+            "benchmark without --only and --seeds."
+        )
+    if results.data == "generated" and file.is_file() and load_results(file).data == "real":
+        raise ConsiliumError(f"{run} is of generated patients: it would take the place of results on real ones, {file.name}.")
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, _shown(results).model_dump(mode="json"))
     return file
@@ -185,7 +194,7 @@ def _shown(results: Results) -> Results:
     main = main_metrics(results, 1)
     rows = [r for r in pooled(results) if r.pattern == ALL or r.published or (r.metric in main and not is_ablation(results))]
     rows += [r for r in results.rows if r.site in sites_apart(results) and r.output is None and not is_ablation(results)]
-    rows += [r for r in _beside_published(results) if r not in rows]
+    rows += [r for r in [*_beside_published(results), *_of_regions(results)] if r not in rows]
     last = {(w.seed, w.fold, w.output, w.modality): w for w in results.weights if w.method == MAIN}
     environment = {k: v for k, v in results.environment.items() if k not in MACHINE}
     return results.model_copy(update={"rows": rows, "weights": list(last.values()), "environment": environment})
@@ -197,6 +206,13 @@ def _beside_published(results: Results) -> list[Row]:
     metrics, outputs = {r.metric for r in told}, {r.output for r in told}
     whole = [r for r in results.rows if r.site is None and r.fold is None]
     return [r for r in whole if r.metric in metrics and r.output in outputs]
+
+
+def _of_regions(results: Results) -> list[Row]:
+    """Returns the rows of single regions of a segmentation, in the main metric, on what each visit has."""
+    main = main_metrics(results, 1)[0]
+    whole = [r for r in results.rows if r.site is None and r.fold is None and r.output and not r.published]
+    return [r for r in whole if main in REGION_METRICS and (r.metric, r.pattern) == (main, ALL)]
 
 
 def _ending(results: Results) -> str:
@@ -253,7 +269,7 @@ def _methods(results: Results) -> list[str]:
     main = NAMES.get(metrics[0], metrics[0])
     lone = lone_teachers(c.b for c in results.comparisons)
     own = [c for c in results.comparisons if c.metric == metrics[0] and c.output is None and c.b not in lone]
-    whole = {c.b: c for c in own if c.pattern == ALL}
+    whole = {c.b: c for c in _all_against(results, metrics[0], lone)}
     rows = []
     for line in method_lines(results):
         against = None if line.first.published else whole.get(line.method)
@@ -266,6 +282,11 @@ def _methods(results: Results) -> list[str]:
         )
     head = ["method", "pattern", "n", *(NAMES.get(m, m) for m in metrics), "parameters", "MB per site", "evidence"]
     parts = [markdown_table([*head, f"`{MAIN}` against it, {main}"], rows)]
+    if regions := _of_regions(results):
+        told_of = {(r.method, r.output): r for r in regions}
+        methods, outputs = (list(dict.fromkeys(key)) for key in zip(*told_of, strict=True))
+        by_region = [[f"`{m}`", *(figure(told_of.get((m, o))) for o in outputs)] for m in methods]
+        parts += [f"{main} by region:\n", markdown_table(["method", *map(str, outputs)], by_region)]
     for site in sites_apart(results):
         apart = [
             [line.method, count(line.first.n), *(figure(line.rows.get(m)) for m in metrics)]
@@ -278,7 +299,16 @@ def _methods(results: Results) -> list[str]:
         parts += ["With fewer modalities, against the best teacher of one of them:\n"]
         parts += [markdown_table(["given", f"`{MAIN}`, {main}", "teacher", "difference", "verdict"], lines)]
     parts += [f"- {line}" for line in _method_sentences(main, list(whole.values()), patterns)]
+    for metric in metrics[1:]:
+        others = [f"`{c.b}` {difference(bounds_of(c))} {verdict(c)}" for c in _all_against(results, metric, lone)]
+        parts += [f"- In {NAMES.get(metric, metric)}, the student minus each: {'; '.join(others)}."] if others else []
     return [*parts, *_weights(results), ""]
+
+
+def _all_against(results: Results, metric: str, lone: set[str]) -> list[Comparison]:
+    """Returns the comparisons of the student with every method on what each visit has."""
+    own = [c for c in results.comparisons if (c.metric, c.pattern, c.output) == (metric, ALL, None)]
+    return [c for c in own if c.b not in lone]
 
 
 def _mean(results: Results, comparison: Comparison) -> str:
@@ -306,9 +336,14 @@ def _weights(results: Results) -> list[str]:
     frame = pd.DataFrame([dict(w) for w in results.weights if w.method == MAIN])
     if frame.empty:
         return []
-    mean = frame.groupby("modality")["value"].mean()
-    said = [f"- Its modality weights in the end, mean over cells: {', '.join(f'{m} {v:.2f}' for m, v in mean.items())}."]
-    if len(mean) > 1:
+    said = []
+    for output, part in frame.fillna({"output": ""}).groupby("output"):
+        mean = part.groupby("modality")["value"].mean().sort_values(ascending=False, kind="stable")
+        of = f" for `{output!s}`" if output else ""
+        said.append(
+            f"- Its modality weights{of} in the end, mean over cells: {', '.join(f'{m} {v:.2f}' for m, v in mean.items())}."
+        )
+    if frame["modality"].nunique() > 1:
         spreads = frame.groupby(["seed", "fold"])["value"].agg(lambda values: values.max() - values.min())
         differ = int((spreads > EQUAL).sum())
         said.append(f"- They differ in {differ} of {len(spreads)} cells; in the others equal ones were kept.")

@@ -20,10 +20,11 @@ from common.evaluation.intervals import Sample, interval, paired_difference
 from common.evaluation.metrics import LOWER_IS_BETTER, metrics
 from common.evaluation.results import Comparison, Results, Row, Weight
 from common.task import COMPLETE, pattern_name
-from simulations.benchmarks.base import Benchmark
+from simulations.benchmarks.base import CUSTOM, Benchmark
 from simulations.finished import Cell, environment
 
 ALL, OURS, TEACHERS, TEACHER = "all", "student", "teachers", "teacher:"
+AT_SITES = "visits with a fault in their files, left out by the sites"
 KEYS = ["fold", "site", "row"]
 
 
@@ -74,7 +75,7 @@ def build_results(
         data=_data(benchmark, prepared),
         data_checksum=_checksum(prepared),
         n=_counts(prepared[: len(folds)]),
-        exclusions=dict(prepared[0]["exclusions"]),
+        exclusions=_exclusions(benchmark, prepared[0]["exclusions"], cells),
         seeds=list(seeds),
         rows=[*builder.rows(), *published_rows(benchmark, variant)],
         comparisons=builder.comparisons() + (builder.by_pattern() if every_pattern else []),
@@ -83,6 +84,12 @@ def build_results(
         ],
         environment={**environment(), "data_version": prepared[0].get("data_version", benchmark.data_version), **run},
     )
+
+
+def _exclusions(benchmark: Benchmark, prepared: Mapping[str, int], cells: Sequence[Cell]) -> dict[str, int]:
+    """Returns what was left out when the sites were made, and when they opened their files; own data are only opened."""
+    at_sites = 0 if benchmark.name == CUSTOM else max((c.excluded for c in cells), default=0)  # some methods open fewer sites
+    return {**prepared, **({AT_SITES: at_sites} if at_sites else {})}
 
 
 def _data(benchmark: Benchmark, prepared: Sequence[Mapping[str, Any]]) -> Any:

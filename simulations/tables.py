@@ -110,8 +110,11 @@ def spread(mean: float | None, sd: float | None) -> str:
 
 
 def difference(bounds: Interval | None) -> str:
-    """Returns a difference with its interval, signed."""
-    return "-" if bounds is None else f"{bounds.estimate:+.3f} [{bounds.low:+.3f}, {bounds.high:+.3f}]"
+    """Returns a difference with its interval, signed; with a digit more where an end would look like 0 and is not."""
+    if bounds is None:
+        return "-"
+    digits = 4 if any(x and abs(x) < 0.0005 for x in (bounds.low, bounds.high)) else 3
+    return f"{bounds.estimate:+.{digits}f} [{bounds.low:+.{digits}f}, {bounds.high:+.{digits}f}]"
 
 
 def count(number: float | None) -> str:

@@ -24,7 +24,7 @@ from common.evaluation.results import Results, Row, load_results
 from common.task import pattern_name, patterns
 from simulations.figures import draw_figures
 from simulations.finished import Cell, load_cell
-from simulations.scores import build_results
+from simulations.scores import AT_SITES, build_results
 from tests.simulations import fakes
 
 PREPARED = {"n": {"test": {"stays": 240, "deaths": 60}}, "exclusions": {"no label": 3}, "data_checksum": "ab"}
@@ -218,6 +218,13 @@ def test_published_figures_are_rows_with_their_evidence_mark(results: Results) -
     assert (row.mean, row.n, row.ci95, row.published) == (0.834, 1191, None, "published: a paper, table 2")
     assert row_of(results, method="another method").mean is None
     assert not [r for r in build([], variant="no-data").rows if r.published]
+
+
+def test_what_sites_left_out_when_they_opened_their_files_is_counted() -> None:
+    cells = [
+        make_cell(m, s, f, excluded=5 if m == "student" else 2) for m in ("student", "local") for s in (0, 1) for f in (0, 1)
+    ]
+    assert build(cells).exclusions == {"no label": 3, AT_SITES: 5}
 
 
 def test_results_tell_data_counts_weights_and_environment(results: Results) -> None:
