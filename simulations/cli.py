@@ -22,6 +22,7 @@ from simulations.benchmarks.base import CUSTOM, Benchmark, benchmarks, get
 from simulations.custom import custom_benchmark
 from simulations.fetch import fetch, remote_data
 from simulations.findings import AblationFinding, findings, is_ablation, rivals
+from simulations.predict import predict_command
 from simulations.split import split_command
 from simulations.tables import (
     NAMES,
@@ -180,6 +181,7 @@ def _wanted(name: str, task: Path | None, sites: Path | None, settings: Sequence
 
 
 app.command("split")(split_command)
+app.command("predict")(predict_command)
 
 
 @app.command("fetch")
@@ -187,10 +189,11 @@ def fetch_data(
     name: Annotated[str | None, typer.Argument(help="Data set, or a benchmark that needs it; without, they are listed.")] = None,
     to: Annotated[Path | None, typer.Option(metavar="DIR", help="Where its folder is made; CONSILIUM_DATA by default.")] = None,
 ) -> None:
-    """Gets an open data set from its official home and checks it."""
+    """Gets an open data set from its official home and checks it, or says where those that cannot be fetched are to be had."""
     if name is None:
         for data in remote_data().values():
             typer.echo(f"{data.folder}: {data.title}. For {', '.join(data.benchmarks)}")
+        typer.echo("Data of other benchmarks are got by hand; with a benchmark's name this command says where.")
         return
     fetch(name, to, typer.echo)
 

@@ -25,6 +25,24 @@ TIMEOUT_S = 60
 DOWNLOAD = "download"
 CHECKSUMS = "SHA256SUMS"
 UNREADABLE = (OSError, EOFError, zlib.error, tarfile.TarError)
+BY_HAND = {
+    "covid-cxr": "covid_cxr",
+    "hippocampus": "hippocampus",
+    "metakd-adni": "adni.tables",
+    "mind-cremad": "mind.cremad",
+    "mind-luma": "mind.luma",
+    "mind-mortality": "mimic.layout",
+    "mind-phenotyping": "mimic.layout",
+    "mind-smnist": "mind.smnist",
+    "pb-mortality": "mimic.layout",
+}
+"""Benchmark -> module of ``simulations.datasets`` that tells, as ``FOLDER`` and ``HOW_TO_GET``, where its data are to be had."""
+
+BRATS = "metakd-brats"
+GET_BRATS = (
+    "Register with the organisers of BraTS {year} (Synapse or CBICA's portal), and unpack its training data into that folder. "
+    "Without access: consilium-bench run brain-twin, generated cases in that layout."
+)
 
 
 def remote_data() -> dict[str, RemoteData]:
@@ -47,14 +65,13 @@ def fetch(name: str, to: Path | None, say: Callable[[str], None]) -> Path:
         The data set's folder.
 
     Raises:
-        ConsiliumError: If the name is unknown, no folder is named, or as :func:`fetch_data`.
+        ConsiliumError: If the name is unknown, the data cannot be fetched (:func:`by_hand` says where they are), no folder is
+            named, or as :func:`fetch_data`.
     """
     known = remote_data()
     wanted = known.get(name) or next((data for data in known.values() if name in data.benchmarks), None)
     if wanted is None and name in benchmarks():
-        raise ConsiliumError(
-            f"The data of '{name}' cannot be fetched. 'consilium-bench run {name}' says where to get what is missing."
-        )
+        raise ConsiliumError(by_hand(name))
     if wanted is None:
         names = [*known, *(b for data in known.values() for b in data.benchmarks)]
         raise ConsiliumError(f"There is no open data set '{name}'{nearest(name, names)}")
@@ -62,6 +79,25 @@ def fetch(name: str, to: Path | None, say: Callable[[str], None]) -> Path:
     if root is None:
         raise ConsiliumError("Say where the data shall lie: --to DIR, or set CONSILIUM_DATA.")
     return fetch_data(wanted, root.resolve(), say)
+
+
+def by_hand(name: str) -> str:
+    """Returns where to get the data of a benchmark that cannot be fetched, and the name of their folder.
+
+    Args:
+        name: Of the benchmark.
+    """
+    if benchmarks()[name].data == "generated":
+        return f"'{name}' needs no data: it generates its patients. Run it: consilium-bench run {name}"
+    if name.startswith(BRATS):
+        year = name.removeprefix(BRATS)
+        folder, how = f"brats{year}", GET_BRATS.format(year=year)
+    elif name in BY_HAND:
+        module = importlib.import_module(f"{simulations.datasets.__name__}.{BY_HAND[name]}")
+        folder, how = module.FOLDER, module.HOW_TO_GET
+    else:
+        return f"The data of '{name}' cannot be fetched. 'consilium-bench run {name}' says where to get what is missing."
+    return f"The data of '{name}' cannot be fetched; their folder below CONSILIUM_DATA is '{folder}'. {how}"
 
 
 def fetch_data(data: RemoteData, root: Path, say: Callable[[str], None]) -> Path:

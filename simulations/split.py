@@ -77,13 +77,14 @@ def split_table(
         task_file: Of the task; if it exists, its features are the columns of these names.
         out: New folder.
         wish: How the table is dealt.
-        say: Told what is not called as the user wrote it.
+        say: Told which rows are left out, what is not called as the user wrote it, and what the new task is.
 
     Returns:
         One row per site: ``site``, ``role``, ``visits``, ``patients`` and the visits with each modality.
 
     Raises:
-        ConsiliumError: If a column is missing or cannot be used, a name is unknown or the folder has content.
+        ConsiliumError: If a column is missing or cannot be used, a label or a name is a feature too, a name is unknown or the
+            folder has content.
     """
     if (wish.sites is None) == (wish.by is None):
         raise ConsiliumError("Say either how many sites there shall be (--sites N) or which column names them (--by COLUMN).")
@@ -91,11 +92,11 @@ def split_table(
         raise ConsiliumError(f"--reference {wish.reference:g} and --test {wish.test:g} leave nobody to train on. Lower them.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConsiliumError(f"{out} is not empty. Name a new folder for the sites, or remove it first.")
-    frame = _read(table, [*wish.labels, *(c for c in (wish.by, wish.patient) if c)])
+    special = [c for c in (wish.by, wish.patient) if c]
+    frame = _read(table, [*wish.labels, *special])
     new = not task_file.exists()
     if new:
         task_file.parent.mkdir(parents=True, exist_ok=True)
-        special = [c for c in (wish.by, wish.patient) if c]
         inferred = infer_task(frame, table.stem, wish.labels, wish.modalities, special)
         text = yaml.safe_dump(inferred, sort_keys=False, default_flow_style=None, width=120)
         task_file.write_text(text, encoding="utf-8")
@@ -107,10 +108,15 @@ def split_table(
         for output, column in labels.items():
             if column != output and task.type != "multiclass":
                 say(f"Column '{column}' is taken for output '{output}' of task '{task.name}'.")
-        frame = frame[frame[list(labels.values())].notna().all(axis=1)].reset_index(drop=True)
-        dealt = _write(frame, task, labels, out, wish, say)
+        _refuse_features(task, task_file, {*labels.values(), *special})
+        dealt = _write(_labelled(frame, labels, say), task, labels, out, wish, say)
         if new:
             say(f"Written {task_file}: {task.type}, {', '.join(task.outputs)}. Correct it if that is not what the table means.")
+        if new and task.type == "multiclass" and len(task.outputs) == 2:
+            say(
+                f"The two values of '{wish.labels[0]}' are two classes there. If it is one outcome, there or not, make the "
+                f"task binary: write the column as 0 and 1, remove {task_file} and {out}, and split again."
+            )
         return dealt
     except BaseException:
         if new:
@@ -161,6 +167,26 @@ def _check_labels(task: Task, column: str, frame: pd.DataFrame) -> None:
             f"Task '{task.name}' is of type {task.type}: column '{column}' must hold {wanted}, and does not in {len(wrong)} "
             f"row(s), first row {wrong[0] + 2}. Name another column or another task, or correct the cells."
         )
+
+
+def _refuse_features(task: Task, task_file: Path, taken: set[str]) -> None:
+    """Raises ConsiliumError if a feature of the task is a column that holds the answer, or names patients or sites."""
+    for name, modality in task.modalities.items():
+        for feature in (f for f in modality.features if f in taken):
+            raise ConsiliumError(
+                f"{task_file}: feature '{feature}' of modality '{name}' is a label, or names patients or sites. Networks would "
+                "read the answer there, or learn patients by name. Take it out of the task, or name another column."
+            )
+
+
+def _labelled(frame: pd.DataFrame, labels: Mapping[str, str], say: Callable[[str], None]) -> pd.DataFrame:
+    """Returns the rows that have every label; says how many have not."""
+    columns = list(labels.values())
+    known = frame[columns].notna().all(axis=1).to_numpy()
+    if not known.all():
+        named = " or ".join(f"'{c}'" for c in columns)
+        say(f"{int((~known).sum()):,} row(s) without {named} are left out (first: row {int(known.argmin()) + 2}).")
+    return frame[known].reset_index(drop=True)
 
 
 def _write(

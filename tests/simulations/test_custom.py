@@ -211,6 +211,11 @@ def test_the_command_line_runs_and_shows_own_data(own: Path, monkeypatch: pytest
     assert "every value is the same" in done.output
     (student,) = (own / "runs" / "custom").glob("*/cells/student-0-0/run/student.safetensors")
     assert f"Student: {student}" in done.output
+    predicted = command("predict", student.parents[3], own / "sites" / "test", "--out", own / "scores.csv")
+    assert predicted.exit_code == 0 and f"Student: {student}" in predicted.output
+    assert pd.read_csv(own / "scores.csv")[["I", "II", "III", "IV"]].sum(axis=1).to_numpy() == pytest.approx(
+        np.ones(45), abs=1e-4
+    )
     again = command("table", "custom")
     assert again.exit_code == 0 and "custom: all: I, II, III, IV from rna, meth, prot" in again.output
     assert "for your own data" in str(command("run", "demo", *options).exception)

@@ -16,7 +16,7 @@ from threading import Thread
 import pytest
 
 from common.errors import ConsiliumError
-from simulations.benchmarks.base import benchmarks
+from simulations.benchmarks.base import Split, benchmarks
 from simulations.datasets import official
 from simulations.datasets.remote import RemoteData, RemoteFile
 from simulations.fetch import CHECKSUMS, fetch, fetch_data, remote_data
@@ -180,16 +180,44 @@ def test_the_spoken_digits_are_packed_again_without_the_commit_in_their_names(
 
 
 def test_a_data_set_is_found_by_the_benchmarks_that_need_it(tmp_path: Path) -> None:
-    named = {name: data for data in remote_data().values() for name in data.benchmarks}
-    mind = {"mind-cremad", "mind-luma", "mind-mortality", "mind-phenotyping", "mind-smnist"}
-    metakd = {"metakd-adni", "metakd-brats2018", "metakd-brats2019", "metakd-brats2020"}
-    by_hand = {"covid-cxr", "hippocampus", "pb-mortality", *mind, *metakd}
-    assert {*named} == {name for name, benchmark in benchmarks().items() if benchmark.data == "real"} - by_hand
-    for name in by_hand:
-        with pytest.raises(ConsiliumError, match=f"The data of '{name}' cannot be fetched. 'consilium-bench run {name}' says"):
-            fetch(name, tmp_path, lambda said: None)
     (tmp_path / "uci_heart").mkdir()
     with pytest.raises(ConsiliumError, match=r"uci_heart lacks processed\.cleveland"):
         fetch("heart-disease", tmp_path, lambda said: None)
     with pytest.raises(ConsiliumError, match="did you mean 'heart-disease'"):
         fetch("heart-diseas", tmp_path, lambda said: None)
+
+
+HOMES = {
+    "covid-cxr": ("covid_cxr", "https://github.com/ieee8023/covid-chestxray-dataset"),
+    "hippocampus": ("msd_task04_hippocampus", "http://medicaldecathlon.com"),
+    "metakd-adni": ("adni", "https://ida.loni.usc.edu"),
+    **{f"metakd-brats{year}": (f"brats{year}", f"organisers of BraTS {year}") for year in (2018, 2019, 2020)},
+    "mind-cremad": ("cremad", "https://github.com/CheyneyComputerScience/CREMA-D"),
+    "mind-luma": ("luma", "https://github.com/bezirganyan/LUMA"),
+    **dict.fromkeys(("mind-mortality", "mind-phenotyping", "pb-mortality"), ("mimic", "PhysioNet")),
+    "mind-smnist": ("smnist", "https://zenodo.org/record/4452953"),
+}
+
+
+def test_of_every_benchmark_that_cannot_be_fetched_it_is_said_where_its_data_are(tmp_path: Path) -> None:
+    fetched = {name for data in remote_data().values() for name in data.benchmarks}
+    real = {name for name, benchmark in benchmarks().items() if benchmark.data == "real"}
+    assert fetched | set(HOMES) == real and not fetched & set(HOMES)
+    for name, (folder, home) in HOMES.items():
+        with pytest.raises(ConsiliumError) as error:
+            fetch(name, tmp_path, lambda said: None)
+        assert f"The data of '{name}' cannot be fetched" in str(error.value)
+        assert f"folder below CONSILIUM_DATA is '{folder}'" in str(error.value) and home in str(error.value)
+    for name in set(benchmarks()) - real:
+        with pytest.raises(ConsiliumError, match=f"'{name}' needs no data.*consilium-bench run {name}"):
+            fetch(name, tmp_path, lambda said: None)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("year", [2018, 2019, 2020])
+def test_what_is_said_of_brats_is_the_folder_that_the_benchmark_opens(
+    year: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CONSILIUM_DATA", raising=False)
+    with pytest.raises(ConsiliumError, match=f"the folder that holds 'brats{year}'"):
+        benchmarks()[f"metakd-brats{year}"].prepare(tmp_path / "sites", Split(0, 0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from pydantic import TypeAdapter
+from PIL import Image
 from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
 import client.cli
 import simulations.cli
-from common.data.manifest import Manifest, Source, check_against_task
+from common.config import load_config
 from common.evaluation.results import Results, load_results
-from common.task import Task
+from common.messages import EnrolReply, EvaluateReply, RefineReply, TeachReply
 
 DOC = Path(__file__).resolve().parents[2] / "docs" / "your-own-data.md"
+REAL = DOC.with_name("real-sites.md")
 PROGRAMS = {"consilium-bench": simulations.cli.app, "consilium-client": client.cli.app}
 SHORT = "--seeds 1 --only student --only teachers"
 BANDS = {"top": "r0_*,r1_*", "brow": "r2_*", "eyes": "r3_*", "nose": "r4_*", "lips": "r5_*", "chin": "r6_*,r7_*"}
@@ -58,18 +60,18 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_worked_example_trains_a_student_that_is_better_than_its_best_single_modality(
     here: Path, record_property: Any
 ) -> None:
-    table, use = blocks("python")
+    (table,) = blocks("python")
     exec(compile(table, str(DOC), "exec"), {})  # noqa: S102
-    split, run, check = (line for block in blocks("sh") for line in block.splitlines())
+    split, run, check, predict = (line for block in blocks("sh") for line in block.splitlines())
     assert "test" in command(split)
     assert "cells/student-0-0/run/student.safetensors (how to use it" in command(f"{run} {SHORT}")
     found = load_results(next((here / "runs" / "custom").glob("*/results.json")))
-    names: dict[str, Any] = {}
-    exec(compile(use, str(DOC), "exec"), names)  # noqa: S102
     (cell,) = (here / "runs" / "custom").glob("*/cells/student-0-0/predictions.parquet")
     ran = pd.read_parquet(cell).query("model == 'student' and pattern == 'all'")
-    used = names["predictions"].query("pattern == 'all'")
-    assert used["score"].to_numpy() == pytest.approx(ran["score"].to_numpy(), abs=1e-6) and len(used) > 100
+    command(predict.replace("<time>", cell.parents[2].name))
+    used = pd.read_csv("scores.csv")
+    assert used["subtype"].to_numpy() == pytest.approx(ran["score"].to_numpy(), abs=1e-5) and len(used) > 100
+    assert list(used) == ["row", "pattern", "subtype"] and used["row"].tolist() == (ran["row"] + 2).tolist()
     assert not any("prot" in r.pattern for r in found.rows)
     student, single = best_single(found, "auroc")
     record_property("AUROC of the student, and of its best single modality", (round(student, 3), round(single, 3)))
@@ -93,13 +95,65 @@ def test_six_tables_and_ten_classes_run_from_one_csv(here: Path, record_property
     assert len({r.pattern for r in found.rows if r.method == "student"}) == 1 + 6 + 6 + 1
 
 
-def test_the_fragments_of_files_fit_their_formats() -> None:
-    task, manifest, whole = (yaml.safe_load(block) for block in blocks("yaml") if "flair" not in block)
-    kinds = {"slide": {"kind": "image"}, "cough": {"kind": "audio"}}
-    classes = TypeAdapter(Task).validate_python(task | {"modalities": kinds})
-    check_against_task(TypeAdapter(Manifest).validate_python(whole), classes)
-    assert TypeAdapter(Task).validate_python(task).type == "multiclass"
-    assert [TypeAdapter(Source).validate_python(s).kind for s in manifest["modalities"].values()] == ["table", "table"]
+def test_the_task_and_the_manifest_of_the_document_belong_together(here: Path) -> None:
+    """Both are copied as they stand there, beside files such as their comments describe."""
+    task, manifest = (block for block in blocks("yaml") if "flair" not in block)
+    site = here / "sites" / "riverside"
+    (site / "slides").mkdir(parents=True)
+    (here / "TASK.yaml").write_text(task, encoding="utf-8")
+    (site / "manifest.yaml").write_text(manifest, encoding="utf-8")
+    rng, ids = np.random.default_rng(0), [f"v{i}" for i in range(24)]
+    slides = [f"slides/{i:04d}.png" for i in range(24)]
+    for slide in slides:
+        Image.fromarray(rng.integers(0, 255, (40, 40), dtype=np.uint8)).save(site / slide)
+    genes = pd.DataFrame(rng.normal(size=(24, 3)), columns=["TP53", "BRCA1", "ESR1"])
+    said: dict[str, Any] = {
+        "subtype": np.tile(["luminal", "basal", "her2"], 8),
+        "clinic": "clinic.csv",
+        "labs": "labs.csv",
+        "slide_file": slides,
+    }
+    said |= {"patient_id": ids, "visit_id": ids, "report": [f"Grade {i % 3}, margins free" for i in range(24)]}
+    genes.assign(**said).to_csv(site / "patients.csv", index=False)
+    clinic = {"id": ids, "age": rng.integers(30, 90, 24), "sex": np.tile(["F", "M"], 12)}
+    pd.DataFrame(clinic).to_csv(site / "clinic.csv", index=False)
+    labs = pd.DataFrame({"id": ids * 2, "hour": np.repeat([0.5, 7.25], 24), "lact": rng.uniform(0.5, 4, 48)})
+    labs.to_csv(site / "labs.csv", index=False)
+    done = command(next(line for block in blocks("sh") for line in block.splitlines() if " check " in line))
+    assert "Visits per modality: rna 24, clinic 24, labs 24, slide 24, report 24" in done
+    assert "Visits per label: luminal 8, basal 8, her2 8" in done
+    assert "0 refused (see above), 0 visit(s) left out, 0 warning(s) within sites" in done
+    labs.assign(hour="2024-05-01 07:15").to_csv(site / "labs.csv", index=False)
+    refused = CliRunner().invoke(client.cli.app, ["check", "sites", "--task", "TASK.yaml"])
+    assert refused.exit_code == 1 and "column 'hour' holds text or infinity where a number is expected" in refused.output
+
+
+def test_runs_with_a_task_of_ones_own_are_told_what_there_is(here: Path) -> None:
+    """The run-config of both documents is one that the server understands."""
+    task = next(block for block in blocks("yaml") if "flair" not in block)
+    (here / "TASK.yaml").write_text(task, encoding="utf-8")
+    found = [
+        overrides
+        for file in (DOC, REAL)
+        for overrides in re.findall(r"experiment='custom'[^\n]* overrides='([^']*)'", file.read_text(encoding="utf-8"))
+    ]
+    configs = [load_config("custom", words.replace("/absolute/TASK.yaml", str(here / "TASK.yaml"))) for words in found]
+    assert [(c.task.name, c.split.test, c.federation.min_sites) for c in configs] == [
+        ("tumour-type", 0.0, 1),
+        ("tumour-type", 0.25, 3),
+    ]
+
+
+def test_all_that_a_site_answers_is_told_to_ethics_boards() -> None:
+    section = REAL.read_text(encoding="utf-8").split("## What leaves the hospital")[1]
+    rows = dict.fromkeys(("enrol", "teach", "refine", "evaluate"), "")
+    phase = ""
+    for line in (line for line in section.splitlines() if line.startswith("| ")):
+        phase = re.split(r"[ ,]", line)[1] if line[2] != "|" else phase
+        rows[phase] = rows.get(phase, "") + line
+    replies = {"enrol": EnrolReply, "teach": TeachReply, "refine": RefineReply, "evaluate": EvaluateReply}
+    for name, reply in replies.items():
+        assert {f.name for f in fields(reply)} == set(re.findall(r"`(\w+)`", rows[name])) - {"min_count"}
 
 
 def test_scans_described_as_the_document_says_are_checked_and_trained_on(here: Path) -> None:

@@ -230,6 +230,56 @@ def test_a_label_column_of_another_name_is_said_to_be_the_output(table: Path) ->
     assert said == ["Column 'bled' is taken for output 'death' of task 'own'."]
 
 
+@pytest.mark.parametrize(
+    ("features", "wish", "named"),
+    [
+        (["age", "died"], {"sites": 2}, "died"),
+        (["pid", "age"], {"sites": 2, "patient": "pid"}, "pid"),
+        (["ward"], {"by": "ward"}, "ward"),
+    ],
+)
+def test_a_task_that_is_there_may_not_read_labels_or_names(table: Path, features: Any, wish: Any, named: str) -> None:
+    task = {"name": "own", "modalities": {"clinic": {"kind": "table", "features": features}}} | OF_EVENTS
+    (table.parent / "TASK.yaml").write_text(yaml.safe_dump(task))
+    with pytest.raises(
+        ConsiliumError, match=rf"TASK\.yaml: feature '{named}' of modality 'clinic' is a label, or names patients"
+    ):
+        split(table, labels=["died"], modalities=(), **wish)
+    assert not (table.parent / "sites").exists()
+    split(table, labels=["bled"] if named == "died" else ["died"], modalities=(), sites=2)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["died"], "120 row(s) without 'died' are left out (first: row 3)."),
+        (["bled", "died"], "160 row(s) without 'bled' or 'died' are left out (first: row 2)."),
+    ],
+)
+def test_rows_without_a_label_are_left_out_and_said_to_be(table: Path, labels: list[str], said: str) -> None:
+    frame = pd.read_csv(table)
+    frame["died"], frame["bled"] = (
+        frame["died"].where(frame.index % 2 == 0),
+        frame["bled"].astype(float).where(frame.index % 3 > 0),
+    )
+    frame.to_csv(table, index=False)
+    told: list[str] = []
+    dealt, task, out = split(table, told, sites=2, labels=labels)
+    assert told[0] == said and len(told) == 2
+    assert dealt["visits"].sum() == int(frame[labels].notna().all(axis=1).sum()) == 240 - int(said.split()[0])
+    assert not any(c.findings for c in opened(out, task).values())
+
+
+def test_of_two_texts_it_is_said_how_to_make_one_outcome_of_them(table: Path) -> None:
+    frame = pd.read_csv(table)
+    frame["died"] = frame["died"].map({0: "no", 1: "yes"})
+    frame.to_csv(table, index=False)
+    told: list[str] = []
+    _, task, _ = split(table, told, sites=2)
+    assert yaml.safe_load(task.read_text())["outputs"] == ["no", "yes"]
+    assert "two values of 'died' are two classes" in told[-1] and "binary: write the column as 0 and 1, remove" in told[-1]
+
+
 def test_names_of_sites_are_written_in_plain_letters_and_understood_as_they_were(table: Path) -> None:
     frame = pd.read_csv(table)
     frame["ward"] = frame["ward"].replace({"north": "Köln-Süd", "south": "7"})
