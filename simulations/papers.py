@@ -7,11 +7,13 @@ kept alone, so that anybody can write it again.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -20,8 +22,8 @@ from common.arrays import write_atomically
 from common.errors import ConsiliumError
 from common.evaluation.results import FILE_NAME, Results, Row, load_results
 from simulations import bench
-from simulations.benchmarks.base import MEAN_OF_PATTERNS, Benchmark, Published, benchmarks
-from simulations.findings import is_ablation
+from simulations.benchmarks.base import MEAN_OF_PATTERNS, Benchmark, Mark, Published, benchmarks
+from simulations.findings import is_whole
 from simulations.scores import ALL
 from simulations.tables import NAMES, count, given, main_metrics, markdown_table, spread
 
@@ -32,13 +34,19 @@ PAPERS = {
 }
 """Name on the command line -> the paper, and how the names of its benchmarks begin."""
 OURS = ("student", "teachers", "metakd-faithful", "central", "central-zero", "fedavg")
-"""Our columns, where a run has them: the student, what it learns from, and what it is measured against."""
+"""Our methods, where a run has them: the student, what it learns from, and what it is measured against."""
+COLUMNS = 6
+"""Columns of figures in one table, so that ours with their deviations fit a terminal of 130 letters."""
+WIDTH, METHOD = len("0.123 ± 0.123"), len("metakd-faithful")
 STATED = {"published": "stated"}
-GENERATED, REAL, NONE = "measured on GENERATED data", "measured on real data", "not run"
+GENERATED, REAL, NONE = "GENERATED", "real data", "not run"
+UNKNOWN = "-"
 SAID = "Our figures come from GENERATED data: they say nothing about the published ones."
 MARKS = (
-    "Marks: *stated*, read in the source itself; *second-hand*, told by a third party; *not found*, could not be read; "
-    "*measured*, by this project; *inferred*, our conclusion from what is published. Ours: mean ± standard deviation over seeds."
+    "Evidence: *stated*, read in the source itself; *second-hand*, told by a third party; *inferred*, our conclusion from what "
+    "is published; *measured*, by this project, with a model that is no part of it; *not found*, could not be read. Ours, below "
+    "those of others, are on *real data* or on *GENERATED* ones: mean ± standard deviation over seeds. n: test rows. A dash: no "
+    "figure is known."
 )
 HEAD = f"""# Benchmarks of the papers
 
@@ -50,30 +58,49 @@ Source = Callable[[Benchmark, str | None], Results | None]
 
 
 class Key(NamedTuple):
-    """What a line of a table is about: site of ``Benchmark.apart`` or None for all, combination of modalities, output, metric."""
+    """What a figure is of: variant, site of ``Benchmark.apart`` or None for all, combination of modalities, output, metric."""
 
+    variant: str | None
     site: str | None
     pattern: str
     output: str | None
     metric: str
 
 
+Told = Mapping[Key, Sequence[Published]]
+"""What others report, by what it is of."""
+_Group = tuple[int | None, str | None, str | None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A table of methods.
+
+    Attributes:
+        title: What all its figures are of.
+        head: Heads of the columns: method, evidence, n, then what a figure is of.
+        rows: One per method and kind of evidence, those of others first.
+    """
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
 @dataclass(frozen=True)
 class PaperTable:
-    """The table of one benchmark.
+    """The tables of one benchmark.
 
     Attributes:
         name: Name of the benchmark.
         title: What it is about.
-        head: Heads of the columns; those of others come first, ours after ``ours on``.
-        rows: One line per variant, test site that is told apart, combination of modalities, output and metric.
+        parts: By output and test rows, and by columns where they are many; what cannot be compared is in different ones.
         notes: Sentences: on comparability, on where the figures come from.
     """
 
     name: str
     title: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    parts: tuple[Part, ...]
     notes: tuple[str, ...]
 
 
@@ -107,18 +134,11 @@ def newest(docs: Path, out: Path | None = None) -> Source:
         for folder in bench.finished_runs(benchmark.name, out):
             results = load_results(folder / FILE_NAME)
             theirs = next((r.variant for r in results.rows if r.variant), None)
-            if theirs == variant and _is_whole(results, benchmark):
+            if theirs == variant and is_whole(results, benchmark):
                 return results
         return kept(benchmark, variant)
 
     return find
-
-
-def _is_whole(results: Results, benchmark: Benchmark) -> bool:
-    """Returns whether results are of every method and seed of a benchmark, and of whole training."""
-    methods = {row.method for row in results.rows if row.published is None}
-    asked = set(benchmark.methods) <= methods and set(range(benchmark.seeds)) <= set(results.seeds)
-    return asked and not results.environment.get("debug") and not is_ablation(results)
 
 
 def tables_of(paper: str, source: Source) -> list[PaperTable]:
@@ -134,85 +154,155 @@ def tables_of(paper: str, source: Source) -> list[PaperTable]:
 
 
 def table_of(benchmark: Benchmark, found: Mapping[str | None, Results | None]) -> PaperTable:
-    """Returns the table of one benchmark.
+    """Returns the tables of one benchmark.
 
     Args:
         benchmark: The benchmark.
         found: Variant -> our results; None if there are none.
     """
-    others = list(dict.fromkeys(p.method for p in benchmark.published))
-    rows = {variant: _rows(results, benchmark) for variant, results in found.items()}
-    sites = {row.n: row.site for mine in rows.values() for row in mine.values() if row.site and row.n}
-    ours = [m for m in OURS if any(method == m for mine in rows.values() for method, _ in mine)]
-    by_variant = any(p.variant for p in benchmark.published) or any(v and results for v, results in found.items())
-    by_output = any(p.output for p in benchmark.published)
-    optional = ((by_variant, "variant"), (bool(sites), "tested on"), (True, "given"), (by_output, "output"), (True, "metric"))
-    lines = []
-    for variant, results in found.items():
-        figures = {(p.method, _key_of(p, sites)): p for p in benchmark.published if p.variant == variant}
-        mine = rows[variant]
-        data = NONE if results is None else GENERATED if results.data == "generated" else REAL
-        for key in _keys([k for _, k in figures], [k for _, k in mine], main_metrics(results, 1) if results else []):
-            site, pattern, output, metric = key
-            words = (variant or "main", site or "all", given(pattern), output or "all", NAMES.get(metric, metric))
-            what = [word for word, (shown, _) in zip(words, optional, strict=True) if shown]
-            theirs = [_theirs(figures.get((method, key))) for method in others]
-            n = next((count(mine[m, key].n) for m in ours if (m, key) in mine), "-")
-            lines.append((*what, *theirs, data, n, *(_ours(mine, m, key, benchmark) for m in ours)))
-    head = (*(name for shown, name in optional if shown), *others, "ours on", "n", *ours)
-    return PaperTable(benchmark.name, benchmark.title, head, tuple(lines), _notes(benchmark, found))
+    mine = {key: row for variant, results in found.items() if results for key, row in _rows(variant, results, benchmark).items()}
+    sites = {row.n: row.site for row in mine.values() if row.site and row.n}
+    theirs: dict[Key, list[Published]] = {}
+    for figure in benchmark.published:
+        theirs.setdefault(_key_of(figure, sites), []).append(figure)
+    main = [k for v, results in found.items() if results for k in _main_keys(v, results, [key for _, key in mine])]
+    variants, metrics = list(found), [*benchmark.metrics, *(p.metric for p in benchmark.published)]
+    order = {k: (variants.index(k.variant), *_place_of(k.pattern), metrics.index(k.metric)) for k in (*theirs, *main)}
+    keys = sorted(order, key=lambda k: order[k])
+    beside = _Beside(benchmark, found, mine)
+    parts = []
+    for (n, output, site), told in _groups(keys, theirs).items():
+        about = [f"output {output or 'all'}"] if any(k.output for k in keys) else []
+        about += [f"tested on {site or 'all'}"] if sites else []
+        about += [f"others on {count(n)} test rows"] if n else []
+        parts += beside.parts(about, [k for k in keys if k in told], told)
+    return PaperTable(benchmark.name, benchmark.title, tuple(parts), _notes(benchmark, found))
+
+
+def _groups(keys: Sequence[Key], theirs: Told) -> dict[_Group, Told]:
+    """Returns what may stand in one table, by number of test rows, output and site.
+
+    That number counts only where a method is told on several test sets: such figures are of protocols that are not to be mixed.
+    What we alone have joins the first table of its output and site.
+    """
+    several = any(len({(p.method, p.mark) for p in told}) < len(told) for told in theirs.values())
+    tests = dict.fromkeys(p.n if several else None for told in theirs.values() for p in told) or {None: None}
+    where = sorted({(k.output, k.site) for k in keys}, key=lambda place: (place[0] is None, place[0] or "", place[1] or ""))
+    groups: dict[_Group, dict[Key, list[Published]]] = {}
+    for n, (output, site) in itertools.product(tests, where):
+        told = {k: [p for p in theirs[k] if not several or p.n == n] for k in theirs if (k.output, k.site) == (output, site)}
+        groups[n, output, site] = {k: figures for k, figures in told.items() if figures}
+    for key in (k for k in keys if k not in theirs):
+        mine = [group for group in groups if group[1:] == (key.output, key.site)]
+        groups[next((g for g in mine if groups[g]), mine[0])][key] = []
+    return {group: told for group, told in groups.items() if told}
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """What stands in the tables of a benchmark: figures of others, and our rows by method and what they are of."""
+
+    benchmark: Benchmark
+    found: Mapping[str | None, Results | None]
+    mine: Mapping[tuple[str, Key], Row]
+
+    def parts(self, about: Sequence[str], keys: Sequence[Key], told: Told) -> list[Part]:
+        """Returns tables of a few columns each: what all columns share is in their title, the rest in their heads."""
+        words = [(k.variant or "main", given(k.pattern), NAMES.get(k.metric, k.metric)) for k in keys]
+        same = [len(set(column)) == 1 for column in zip(*words, strict=True)]
+        shared = [word for word, is_same in zip(words[0], same, strict=True) if is_same and word != "main"]
+        heads = [", ".join(word for word, is_same in zip(w, same, strict=True) if not is_same) or w[-1] for w in words]
+        parts = []
+        for start in range(0, len(keys), COLUMNS):
+            columns = keys[start : start + COLUMNS]
+            rows = (*self._others(columns, told), *self._ours(columns))
+            head = ("method", "evidence", "n", *heads[start : start + COLUMNS])
+            parts.append(Part(", ".join([*about, *shared]), head, rows))
+        return parts
+
+    def _others(self, columns: Sequence[Key], told: Told) -> list[tuple[str, ...]]:
+        """Returns a row per method of others, evidence and test rows; what was not found is in a row with what was."""
+        shown = [(key, p) for key in columns for p in told[key]]
+        known = {(p.method, p.n): p.mark for _, p in reversed(shown) if p.value is not None}
+        lines: dict[tuple[str, Mark, int | None], dict[Key, str]] = {}
+        for key, p in shown:
+            mark = known.get((p.method, p.n), p.mark) if p.value is None else p.mark
+            cell = p.mark if p.value is None else f"{p.value:.{self._decimals(p.source)}f}"
+            lines.setdefault((p.method, mark, p.n), {})[key] = cell
+        return [
+            (method, STATED.get(mark, mark), count(n), *(cells.get(k, UNKNOWN) for k in columns))
+            for (method, mark, n), cells in lines.items()
+        ]
+
+    def _decimals(self, source: str) -> int:
+        """Returns how many decimals a source has, three at least."""
+        values = (repr(p.value) for p in self.benchmark.published if p.source == source and p.value is not None)
+        return max([3, *(len(value.partition(".")[2]) for value in values)])
+
+    def _ours(self, columns: Sequence[Key]) -> list[tuple[str, ...]]:
+        """Returns a row per method of ours and kind of data; one that says so where nothing was run."""
+        data = {
+            v: NONE if results is None else GENERATED if results.data == "generated" else REAL
+            for v, results in self.found.items()
+        }
+        lines = []
+        for method, kind in itertools.product(OURS, (REAL, GENERATED)):
+            rows = {k: self.mine.get((method, k)) for k in columns if data[k.variant] == kind}
+            cells = {k: spread(row.mean, row.sd) if row else self._mean(method, k) for k, row in rows.items()}
+            if set(cells.values()) - {UNKNOWN}:
+                tested = sorted({row.n for row in rows.values() if row and row.n})
+                n = "-".join(count(number) for number in dict.fromkeys(tested[:1] + tested[-1:])) or UNKNOWN
+                absent = {k: NONE if data[k.variant] == NONE else UNKNOWN for k in columns}
+                lines.append((f"`{method}`", kind, n, *(absent | cells).values()))
+        return lines or [
+            ("ours", kind, *[UNKNOWN] * (1 + len(columns))) for kind in dict.fromkeys(data[k.variant] for k in columns)
+        ]
+
+    def _mean(self, method: str, key: Key) -> str:
+        """Returns our mean of all combinations of modalities, only if every one of them was tested."""
+        if key.pattern != MEAN_OF_PATTERNS:
+            return UNKNOWN
+        mine = {k: row.mean for (m, k), row in self.mine.items() if m == method and k._replace(pattern=key.pattern) == key}
+        found = [mean for k, mean in mine.items() if k.pattern != ALL and mean is not None]
+        every = 2 ** len(self.benchmark.modalities) - 1
+        return spread(sum(found) / every, None) if len(found) == every else UNKNOWN
 
 
 def _key_of(figure: Published, sites: Mapping[int, str]) -> Key:
-    """Returns the line of a figure of others; one of as many rows as a site that is told apart stands on its line alone."""
-    return Key(sites.get(figure.n) if figure.n else None, figure.pattern, figure.output, figure.metric)
+    """Returns what a figure of others is of; one of as many rows as a site that is told apart is of that site alone."""
+    site = sites.get(figure.n) if figure.n else None
+    return Key(figure.variant, site, figure.pattern, figure.output, figure.metric)
 
 
-def _rows(results: Results | None, benchmark: Benchmark) -> dict[tuple[str, Key], Row]:
+def _rows(variant: str | None, results: Results, benchmark: Benchmark) -> dict[tuple[str, Key], Row]:
     """Returns our rows over all folds, of all sites together and of those that are told apart."""
-    shown = (None, *benchmark.apart)
-    mine = [r for r in results.rows if r.site in shown and r.fold is None and r.published is None] if results else []
-    return {(r.method, Key(r.site, r.pattern, r.output, r.metric)): r for r in mine}
+    mine = [r for r in results.rows if r.site in (None, *benchmark.apart) and r.fold is None and r.published is None]
+    return {(r.method, Key(variant, r.site, r.pattern, r.output, r.metric)): r for r in mine}
 
 
-def _keys(published: Iterable[Key], tested: Sequence[Key], main: Sequence[str]) -> list[Key]:
-    """Returns the lines: what others report, and our main metric on everything and on every combination that was tested."""
-    ours = [k for k in tested if k.metric in main and k.output is None]
+def _main_keys(variant: str | None, results: Results, tested: Iterable[Key]) -> list[Key]:
+    """Returns our main metric on everything, and on every combination of modalities that was tested if there are several."""
+    main = main_metrics(results, 1)
+    ours = [k for k in tested if k.variant == variant and k.metric in main and k.output is None]
     single = len({k.pattern for k in ours} - {ALL}) == 1  # then it is what each has
-    keys = [*published, *(k for k in ours if k.pattern == ALL or not single)]
-    order = {pattern: at for at, pattern in enumerate([ALL, MEAN_OF_PATTERNS])}
-    return sorted(
-        dict.fromkeys(keys), key=lambda k: (k.site or "", order.get(k.pattern, len(order)), k.pattern.count("+"), k.pattern)
-    )
+    return [k for k in ours if k.pattern == ALL or not single]
 
 
-def _theirs(figure: Published | None) -> str:
-    """Returns a figure of others with its mark; a dash where they are not said to report any."""
-    if figure is None:
-        return "-"
-    mark = STATED.get(figure.mark, figure.mark)
-    return mark if figure.value is None else f"{figure.value:.3f} ({mark})"
-
-
-def _ours(rows: Mapping[tuple[str, Key], Row], method: str, key: Key, benchmark: Benchmark) -> str:
-    """Returns our figure; a mean of all combinations only if every one of them was tested."""
-    if (method, key) in rows:
-        row = rows[method, key]
-        return spread(row.mean, row.sd)
-    if key.pattern != MEAN_OF_PATTERNS:
-        return "-"
-    parts = [r for (m, k), r in rows.items() if m == method and k._replace(pattern=key.pattern) == key and k.pattern != ALL]
-    found = [r.mean for r in parts if r.mean is not None]
-    every = 2 ** len(benchmark.modalities) - 1
-    return spread(sum(found) / every, None) if len(found) == every else "-"
+def _place_of(pattern: str) -> tuple[int, int, str]:
+    """Returns where a combination of modalities stands: everything first, then the mean, then the smaller ones."""
+    first = [ALL, MEAN_OF_PATTERNS]
+    return first.index(pattern) if pattern in first else len(first), pattern.count("+"), pattern
 
 
 def _notes(benchmark: Benchmark, found: Mapping[str | None, Results | None]) -> tuple[str, ...]:
     """Returns sentences on comparability, and on where the figures come from."""
     notes = [SAID] if any(results and results.data == "generated" for results in found.values()) else []
     notes.append(f"Comparability: {benchmark.comparable or 'nothing is published that ours could stand beside.'}")
-    sources = dict.fromkeys(f"{p.method}: {p.source}" for p in benchmark.published)
-    notes += [f"Sources: {'; '.join(sources)}."] if sources else []
+    sources: dict[str, dict[str, None]] = {}
+    for p in benchmark.published:
+        sources.setdefault(p.source, {})[p.method] = None
+    told = [f"{', '.join(methods)}: {source}" for source, methods in sources.items()]
+    notes += [f"Sources: {'; '.join(told)}."] if told else []
     command = f"consilium-bench run {benchmark.name}"
     for variant, results in found.items():
         if results is not None:
@@ -229,27 +319,39 @@ def print_paper(paper: str, source: Source, console: Console) -> None:
     tables = tables_of(paper, source)
     console.print(f"\n[bold]{PAPERS[paper][0]}[/bold]\n{MARKS.replace('*', '')}")
     for told in tables:
-        console.print(f"\n[italic]{escape(told.name)}: {escape(told.title)}[/italic]", highlight=False)
-        table = Table()
-        for name in told.head:
-            table.add_column(escape(name), overflow="fold")
-        for row in told.rows:
-            table.add_row(*map(escape, row), style="red" if GENERATED in row else None)
-        if told.rows:
-            console.print(table)
+        console.print(f"\n[bold]{escape(told.name)}[/bold]: {escape(told.title)}", highlight=False)
+        for part in told.parts:
+            console.print()
+            console.print(_printed(part))
+        console.print()
         for note in told.notes:
             console.print(escape(note.replace("`", "")), highlight=False)
 
 
+def _printed(part: Part) -> Table:
+    """Returns a table for the terminal, with a line between others and us."""
+    table = Table(title=escape(part.title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for at, name in enumerate(part.head):
+        head = name if len(name) <= WIDTH else name.replace("+", "+\n")
+        table.add_column(escape(head), overflow="fold", justify="right" if at > 1 else "left", min_width=0 if at else METHOD)
+    others = sum(row[1] not in (REAL, GENERATED, NONE) for row in part.rows)
+    for at, row in enumerate(part.rows):
+        cells = (escape(cell.replace("`", "")) for cell in row)
+        table.add_row(*cells, style="red" if GENERATED in row else None, end_section=at + 1 == others)
+    return table
+
+
 def render(docs: Path) -> str:
     """Returns the text of ``benchmarks.md``."""
-    parts = [HEAD]
+    lines = [HEAD]
     for paper, (title, _) in PAPERS.items():
-        parts.append(f"## {title}\n")
+        lines.append(f"## {title}\n")
         for told in tables_of(paper, kept_in(docs)):
-            parts += [f"### `{told.name}`\n", f"{told.title}.\n", markdown_table(told.head, told.rows) if told.rows else ""]
-            parts += [*(f"- {note}" for note in told.notes), ""]
-    return "\n".join(parts)
+            lines += [f"### `{told.name}`\n", f"{told.title}.\n"]
+            for part in told.parts:
+                lines += [f"*{part.title}*\n", markdown_table(part.head, part.rows)]
+            lines += [*(f"- {note}" for note in told.notes), ""]
+    return "\n".join(lines)
 
 
 def write(docs: Path) -> Path:

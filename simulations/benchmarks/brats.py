@@ -9,7 +9,7 @@ from typing import Any
 from common.errors import ConsiliumError
 from common.evaluation.metrics import REGION_METRICS
 from simulations.ablations import Ablation, standard
-from simulations.benchmarks.base import Benchmark, Mark, Published, Split
+from simulations.benchmarks.base import Benchmark, Published, Split
 from simulations.datasets import brats
 from simulations.datasets.files import data_folder
 
@@ -26,10 +26,6 @@ ABLATIONS = (
 )
 EPOCHS, LOCAL_EPOCHS = 60, 2
 """Of what trains in one phase alone, ``metakd-faithful`` among it; those between two averages (``refine.epochs``)."""
-SHASPEC = "ShaSpec, Table 1, without post-processing: 66 validation cases scored online"
-METAKD_TABLE = "'expected table' in a third party's README, unverified"
-NOT_READABLE = "MetaKD (arXiv 2405.07155): its table could not be read"
-DEMOSEG = "figure in DeMoSeg's repository: 100 cases of RFNet's split"
 
 
 def prepare(folder: Path, split: Split, year: int) -> dict[str, Any]:
@@ -94,12 +90,3 @@ def refuse_another_reference(split: Split) -> None:
     """
     if split.reference is not None:
         raise ConsiliumError("The reference set of BraTS is one institution: there is no other share of it.")
-
-
-def dice(
-    method: str, values: tuple[float, float, float], mark: Mark, source: str, *, pattern: str = "all", n: int | None = None
-) -> tuple[Published, ...]:
-    """Returns the published Dice of enhancing tumour, core and whole tumour."""
-    return tuple(
-        Published(method, "dice", v, mark, source, pattern, o, n) for o, v in zip(("et", "tc", "wt"), values, strict=True)
-    )

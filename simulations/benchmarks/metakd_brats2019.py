@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from simulations.benchmarks.base import Published
-from simulations.benchmarks.brats import NOT_READABLE, of_year
+from simulations.benchmarks.brats import of_year
+from simulations.benchmarks.published_metakd import BRATS_2019
 
-BENCHMARK = of_year(
-    2019,
-    (Published("MetaKD", "dice", None, "not found", NOT_READABLE),),
-    "MetaKD's figures for this year could not be read: ours stand alone.",
-)
+BENCHMARK = of_year(2019, BRATS_2019, "MetaKD's figures for this year could not be read: ours stand alone.")

@@ -38,10 +38,11 @@ BENCHMARK = Benchmark(
         Published("pooled bottleneck + KD + gradient modulation", "auroc", 0.886, "published", ABSTRACT),
         Published("pooled bottleneck + KD + gradient modulation", "auprc", 0.459, "published", ABSTRACT),
         Published("TriMF (radiology report instead of history)", "auroc", 0.816, "second-hand", UNRELIABLE),
+        *mind_mortality.fusemoe("vitals, radiology notes and X-ray", 0.8387, 0.4536),
     ),
     comparable=(
-        "For orientation only: the paper's cohort, prevalence and split could not be read, and its AUPRC means nothing without "
-        "the prevalence."
+        "For orientation only: the paper's cohort, prevalence and split could not be read, its AUPRC means nothing without the "
+        "prevalence, and TriMF and FuseMoE read other notes of other stays, FuseMoE series instead of the table."
     ),
     ablations=(
         JOINT,

@@ -71,8 +71,7 @@ def test_every_method_runs_where_a_modality_is_absent_at_the_test(work: Work, me
     cell = load_cell(work.cell(job), "multiclass")
     assert set(cell.predictions["site"]) == {"test"}
     assert set(cell.predictions["output"]) == {"I", "II", "III", "IV"}
-    patterns = {"all", "rna", "meth", "meth+rna"}
-    assert set(cell.predictions["pattern"]) == patterns - ({"meth+rna", "all"} if method == "none" else set())
+    assert set(cell.predictions["pattern"]) == {"all", "rna", "meth", "meth+rna"}
 
 
 def test_what_was_prepared_tells_counts_faults_and_columns_that_say_nothing(work: Work) -> None:

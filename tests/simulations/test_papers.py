@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from common.arrays import write_json
 from common.errors import ConsiliumError
+from common.evaluation.results import Results
 from common.task import pattern_name, patterns
 from simulations import cli, papers, report
 from simulations.benchmarks.base import MEAN_OF_PATTERNS, Benchmark, Published, benchmarks
@@ -84,48 +86,83 @@ def run(docs: Path, name: str, said: dict[str, Any]) -> None:
     write_json(folder / "results.json", said)
 
 
-def lines(table: papers.PaperTable) -> list[dict[str, str]]:
-    return [dict(zip(table.head, line, strict=True)) for line in table.rows]
+def lines(table: papers.PaperTable, about: str = "") -> dict[tuple[str, str], dict[str, str]]:
+    """Method and evidence -> head -> cell, over the tables whose title begins so."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for part in (part for part in table.parts if part.title.startswith(about)):
+        for line in part.rows:
+            found.setdefault((line[0].strip("`"), line[1]), {}).update(zip(part.head, line, strict=True))
+    return found
 
 
-def test_ours_stand_beside_the_published_figures_with_their_marks(docs: Path) -> None:
+def test_ours_stand_below_the_published_figures_with_their_evidence(docs: Path) -> None:
     keep(docs, "metakd-fake", results())
     (table,) = papers.tables_of("metakd", papers.newest(docs))
-    main = {line["given"]: line for line in lines(table) if line["variant"] == "main"}
-    mean = main[MEAN_OF_PATTERNS]
-    assert (mean["MetaKD"], mean["Other"]) == ("0.620 (second-hand)", "0.580 (stated)")
-    assert mean["student"] == mean["central"] == "0.630", "the mean of .60 to .66"
-    assert mean["ours on"] == "measured on real data"
-    assert main["labs"]["Other"] == "not found" and main["labs"]["MetaKD"] == "-"
-    assert main["what each has"]["student"] == "0.500" and main["what each has"]["n"] == "240"
-    assert len(main) == 2 + 7, "every combination in the main metric"
-    assert "local" not in table.head and not any("0.990" in line for row in table.rows for line in row)
+    found = lines(table, "output all")
+    mean = f"main, {MEAN_OF_PATTERNS}"
+    assert found["MetaKD", "second-hand"][mean] == "0.620" and found["Other", "stated"][mean] == "0.580"
+    assert found["student", "real data"][mean] == found["central", "real data"][mean] == "0.630", "the mean of .60 to .66"
+    assert (found["Other", "stated"]["main, labs"], found["MetaKD", "second-hand"]["main, labs"]) == ("not found", "-")
+    assert found["student", "real data"]["main, what each has"] == "0.500"
+    assert found["student", "real data"]["n"] == "240"
+    assert sum(head.startswith("main, ") for head in found["student", "real data"]) == 2 + 7, (
+        "every combination in the main metric"
+    )
+    assert all(method != "local" for method, _ in found) and "0.990" not in str(table.parts)
+    assert max(len(part.head) for part in table.parts) == 3 + papers.COLUMNS
+    for part in table.parts:
+        ours = [line[1] in ("real data", "not run") for line in part.rows]
+        assert ours == sorted(ours), "others first"
     assert "Comparability: Ours has other patients." in table.notes
     assert "Sources: MetaKD: a web page; Other: its Table 1; Other: its Table 2; MetaKD: its abstract." in table.notes
     assert "Ours: invented; `bench it`, commit c0ffeec0ffee." in table.notes
 
 
-def test_a_variant_and_its_outputs_have_lines_of_their_own(docs: Path) -> None:
+def test_a_variant_has_columns_and_an_output_tables_of_its_own(docs: Path) -> None:
     keep(docs, "metakd-fake-hard", results(variant="hard"))
     (table,) = papers.tables_of("metakd", papers.newest(docs))
-    hard = {(line["given"], line["output"]): line for line in lines(table) if line["variant"] == "hard"}
-    assert hard["what each has", "core"]["MetaKD"] == "0.710 (second-hand)"
-    assert hard["what each has", "core"]["student"] == "0.600"
-    assert hard["what each has", "all"]["MetaKD"] == "0.660 (inferred)"
-    absent = [line for line in lines(table) if line["variant"] == "main"]
-    assert absent and all(line["ours on"] == "not run" and line["student"] == "-" for line in absent)
+    core, every = lines(table, "output core"), lines(table, "output all")
+    assert core["MetaKD", "second-hand"]["Accuracy"] == "0.710" and core["student", "real data"]["Accuracy"] == "0.600"
+    assert every["MetaKD", "inferred"]["hard, what each has"] == "0.660"
+    assert every["student", "real data"]["hard, what each has"] == "0.500"
+    assert every["student", "real data"][f"main, {MEAN_OF_PATTERNS}"] == "not run"
     assert "Not run yet: the main protocol (`consilium-bench run metakd-fake`)." in table.notes
+
+
+def test_where_nothing_was_run_it_says_so_below_the_figures_of_others(docs: Path) -> None:
+    (table,) = papers.tables_of("metakd", papers.newest(docs))
+    assert table.parts and all(part.rows[-1][:3] == ("ours", "not run", "-") for part in table.parts)
+    assert all(set(part.rows[-1][3:]) == {"-"} for part in table.parts)
 
 
 def test_a_variant_of_which_nothing_is_published_is_told_apart_too(docs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = replace(BENCHMARK, published=PUBLISHED[:1])
     monkeypatch.setattr(papers, "benchmarks", lambda: {plain.name: plain})
-    assert "variant" not in papers.tables_of("metakd", papers.newest(docs))[0].head
+    assert "variant" not in str(papers.tables_of("metakd", papers.newest(docs))[0].parts)
     keep(docs, "metakd-fake-hard", results(variant="hard"))
     (table,) = papers.tables_of("metakd", papers.newest(docs))
-    assert [line["student"] for line in lines(table) if (line["variant"], line["given"]) == ("hard", "what each has")] == [
-        "0.500"
-    ]
+    assert lines(table)["student", "real data"]["hard, what each has"] == "0.500"
+
+
+def test_figures_of_a_method_on_two_test_sets_stand_in_tables_of_their_own(docs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = [Published("Other", "accuracy", v, "second-hand", "a review", n=n) for v, n in ((0.4, 66), (0.45, 57))]
+    alone = Published("Third", "accuracy", 0.47, "second-hand", "a review", n=57)
+    monkeypatch.setattr(papers, "benchmarks", lambda: {"metakd-fake": replace(BENCHMARK, published=(*told, alone))})
+    keep(docs, "metakd-fake", results())
+    (table,) = papers.tables_of("metakd", papers.newest(docs))
+    first, second = lines(table, "others on 66 test rows"), lines(table, "others on 57 test rows")
+    assert first["Other", "second-hand"]["what each has"] == "0.400" and ("Third", "second-hand") not in first
+    assert second["Other", "second-hand"]["Accuracy"] == "0.450" and second["Third", "second-hand"]["n"] == "57"
+    assert first["student", "real data"]["what each has"] == second["student", "real data"]["Accuracy"] == "0.500"
+    assert len({part.title for part in table.parts}) == 2
+
+
+def test_a_published_figure_has_the_decimals_of_its_source(docs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = [("a", 0.889, "two decimals of a percent"), ("b", 0.7808, "two decimals of a percent"), ("c", 0.88, "another")]
+    figures = tuple(Published(m, "accuracy", value, "second-hand", source) for m, value, source in told)
+    monkeypatch.setattr(papers, "benchmarks", lambda: {"metakd-fake": replace(BENCHMARK, published=figures)})
+    (table,) = papers.tables_of("metakd", papers.newest(docs))
+    assert [row[-1] for row in table.parts[0].rows] == ["0.8890", "0.7808", "0.880", "-"]
 
 
 def test_a_figure_on_a_site_that_is_told_apart_stands_beside_ours_on_that_site_alone(
@@ -135,19 +172,21 @@ def test_a_figure_on_a_site_that_is_told_apart_stands_beside_ours_on_that_site_a
     wide = Published("image network", "accuracy", 0.92, "published", "its Table 3", n=240)
     apart = replace(BENCHMARK, apart=("north",), published=(*few, wide, replace(wide, method="untold", n=None)))
     monkeypatch.setattr(papers, "benchmarks", lambda: {apart.name: apart})
-    assert "tested on" not in papers.tables_of("metakd", papers.newest(docs))[0].head, "nothing was measured there yet"
+    assert "tested on" not in str(papers.tables_of("metakd", papers.newest(docs))[0].parts), "nothing was measured there yet"
     said = results()
     said["rows"] = [r | ({"n": 45} if r["site"] == "north" else {}) for r in said["rows"]]
     said["rows"].append(row("student", "all", 0.3, None, site="south"))
     keep(docs, "metakd-fake", said)
     (table,) = papers.tables_of("metakd", papers.newest(docs))
-    found = {(line["variant"], line["tested on"]): line for line in lines(table) if line["given"] == "what each has"}
-    assert set(found) == {("main", "all"), ("main", "north"), ("hard", "north")}
-    whole, north, hard = found["main", "all"], found["main", "north"], found["hard", "north"]
-    assert (whole["n"], whole["student"], whole["ShaSpec"]) == ("240", "0.500", "-")
-    assert whole["image network"] == whole["untold"] == "0.920 (stated)"
-    assert (north["n"], north["student"], north["ShaSpec"], north["image network"]) == ("45", "0.100", "0.950 (stated)", "-")
-    assert (hard["ours on"], hard["student"], hard["ShaSpec"]) == ("not run", "-", "0.950 (stated)")
+    whole, north = lines(table, "tested on all"), lines(table, "tested on north")
+    assert (whole["student", "real data"]["n"], whole["student", "real data"]["what each has"]) == ("240", "0.500")
+    assert whole["image network", "stated"]["what each has"] == whole["untold", "stated"]["what each has"] == "0.920"
+    assert ("ShaSpec", "stated") not in whole and set(north) == {(m, "real data") for m in ("student", "central")} | {
+        ("ShaSpec", "stated")
+    }
+    ours, shaspec = north["student", "real data"], north["ShaSpec", "stated"]
+    assert (ours["n"], ours["main"], ours["hard"]) == ("45", "0.100", "not run")
+    assert (shaspec["n"], shaspec["main"], shaspec["hard"]) == ("45", "0.950", "0.950")
 
 
 def test_a_mean_over_combinations_needs_all_of_them(docs: Path) -> None:
@@ -155,20 +194,23 @@ def test_a_mean_over_combinations_needs_all_of_them(docs: Path) -> None:
     said["rows"] = [r for r in said["rows"] if r["pattern"] != "labs+notes"]
     keep(docs, "metakd-fake", said)
     (table,) = papers.tables_of("metakd", papers.newest(docs))
-    (mean,) = (line for line in lines(table) if line["given"] == MEAN_OF_PATTERNS)
-    assert mean["student"] == "-" and mean["MetaKD"] == "0.620 (second-hand)"
+    found = lines(table, "output all")
+    assert found["student", "real data"][f"main, {MEAN_OF_PATTERNS}"] == "-"
+    assert found["MetaKD", "second-hand"][f"main, {MEAN_OF_PATTERNS}"] == "0.620"
 
 
 def test_generated_data_are_marked_on_every_line_and_in_words(docs: Path) -> None:
     keep(docs, "metakd-fake", results("generated"))
     keep(docs, "metakd-fake-hard", results("real", "hard"))
     (table,) = papers.tables_of("metakd", papers.newest(docs))
-    for line in lines(table):
-        assert line["ours on"] == ("measured on GENERATED data" if line["variant"] == "main" else "measured on real data")
+    found = lines(table, "output all")
+    generated, real = found["student", "GENERATED"], found["student", "real data"]
+    assert generated["main, what each has"] == real["hard, what each has"] == "0.500"
+    assert {cell for head, cell in generated.items() if head.startswith("hard")} == {"-"}
+    assert {cell for head, cell in real.items() if head.startswith("main")} <= {"-"}
     assert table.notes[0] == papers.SAID
     section = papers.render(docs).split("### `metakd-fake`")[1].split("\n## ")[0]
-    shown = [line for line in section.splitlines() if line.startswith("| main")]
-    assert shown and all("GENERATED" in line for line in shown) and papers.SAID in section
+    assert "| `student` | GENERATED | 240 | 0.500 |" in section and papers.SAID in section
 
 
 def test_the_newest_finished_run_goes_before_what_is_kept_and_debug_runs_never_count(docs: Path) -> None:
@@ -176,7 +218,7 @@ def test_the_newest_finished_run_goes_before_what_is_kept_and_debug_runs_never_c
 
     def student() -> str:
         (table,) = papers.tables_of("metakd", papers.newest(docs))
-        return next(line["student"] for line in lines(table) if line["given"] == "what each has")
+        return lines(table, "output all")["student", "real data"]["main, what each has"]
 
     assert student() == "0.500"
     run(docs, "20260101-000000", results(shift=0.1))
@@ -191,7 +233,8 @@ def test_the_newest_finished_run_goes_before_what_is_kept_and_debug_runs_never_c
     run(docs, "20260107-000000", of_one_method)
     run(docs, "20260108-000000", of_one_seed | {"seeds": [0]})
     assert student() == "0.700", "runs that asked for less than the benchmark"
-    assert "| 0.500 |" in papers.render(docs) and "| 0.700 |" not in papers.render(docs), "the document is of what is kept"
+    kept, newest = ("| `student` | real data | 240 | 0.500 |", "| `student` | real data | 240 | 0.700 |")
+    assert kept in papers.render(docs) and newest not in papers.render(docs), "the document is of what is kept"
 
 
 def test_the_commands_print_and_write_the_same_table(docs: Path) -> None:
@@ -199,7 +242,7 @@ def test_the_commands_print_and_write_the_same_table(docs: Path) -> None:
     (docs / "results" / "metakd-fake.json").write_text(json.dumps(results("generated")))
     said = CliRunner().invoke(cli.app, ["table", "--paper", "metakd", "--docs", str(docs)], env={"COLUMNS": "250"})
     assert said.exit_code == 0, said.output
-    assert re.search(r"mean of all patterns .*0\.620 \(second-hand\).*measured on GENERATED data.*0\.630", said.output)
+    assert re.search(r"MetaKD +second-hand +- +- +0\.620 .*\n(.*\n)+student +GENERATED +240 +0\.500 +0\.630 ", said.output)
     assert papers.SAID in said.output and "Ours has other patients." in said.output
     console = Console(file=io.StringIO(), width=250)
     papers.print_paper("mind", papers.newest(docs), console)
@@ -215,7 +258,7 @@ def test_report_writes_the_benchmarks_document_beside_the_results(docs: Path) ->
     said = CliRunner().invoke(cli.app, ["report", "--docs", str(docs)])
     assert said.exit_code == 0, said.output
     assert (docs / "benchmarks.md").read_text(encoding="utf-8") == papers.render(docs)
-    assert "0.620 (second-hand)" in papers.render(docs)
+    assert "| MetaKD | second-hand | - | 0.620 |" in papers.render(docs)
 
 
 def test_what_stands_beside_a_published_figure_is_kept_with_a_run(docs: Path, tmp_path: Path) -> None:
@@ -225,8 +268,7 @@ def test_what_stands_beside_a_published_figure_is_kept_with_a_run(docs: Path, tm
     write_json(tmp_path / "run" / "results.json", told)
     report.keep(tmp_path / "run", docs)
     (table,) = papers.tables_of("metakd", papers.kept_in(docs))
-    hard = {(line["given"], line["output"]): line["student"] for line in lines(table) if line["variant"] == "hard"}
-    assert hard["what each has", "core"] == "0.600"
+    assert lines(table, "output core")["student", "real data"]["Accuracy"] == "0.600"
 
 
 def test_the_document_of_the_project_is_what_its_kept_results_say() -> None:
@@ -258,3 +300,60 @@ def test_an_inferred_figure_stands_beside_what_it_was_inferred_from() -> None:
         assert found.mark == "inferred" and found.value and base.value
         assert found.value - base.value == pytest.approx(gain, abs=1e-9)
         assert "ShaSpec's mean with post-processing" in found.source and "LCKD" in found.source
+
+
+def test_tables_with_all_of_ours_fit_a_terminal_of_130_letters() -> None:
+    benchmark = benchmarks()["metakd-brats2018"]
+    names = ["all", *map(pattern_name, patterns(benchmark.modalities))]
+    rows = [
+        row(m, p, 0.5, None, output=o, metric="dice", sd=0.003)
+        for m in papers.OURS
+        for p in names
+        for o in (None, "et", "tc", "wt")
+    ]
+    ours = Results.model_validate(results() | {"benchmark": benchmark.name, "rows": rows})
+    table = papers.table_of(benchmark, {None: ours})
+    console = Console(file=io.StringIO(), width=130)
+    for part in table.parts:
+        console.print(papers._printed(part))
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert re.findall("±$|^ +0\\.003", said, re.MULTILINE) == [], "no cell is broken"
+    assert len(re.findall(r"^metakd-faithful +real data +240 +0\.500 ± 0\.003", said, re.MULTILINE)) == len(table.parts)
+
+
+def published(name: str) -> dict[tuple[str, str, str | None, int | None], Published]:
+    return {(p.method, p.pattern, p.output, p.n): p for p in benchmarks()[name].published if p.mark != "inferred"}
+
+
+def test_the_published_tables_of_brats_are_whole() -> None:
+    first, last = published("metakd-brats2018"), published("metakd-brats2020")
+    online, split = (Counter(m for m, *_, n in first if n == of) for of in (66, 57))
+    for methods in (online, split, Counter(m for m, *_, n in last if n == 100)):
+        assert set(methods.values()) <= {48, 12, 3}, "15 combinations and their mean of three regions; MetaKD's rows; means alone"
+    assert [online[m] for m in ("UHeMIS", "UHVED", "RbSeg", "mmFormer", "ShaSpec", "MetaKD")] == [48] * 5 + [12]
+    assert sorted(split.values()) == [3] * 4 + [48] * 4
+    assert (len(benchmarks()["metakd-brats2018"].published), len(last)) == (520, 213)
+
+
+@pytest.mark.parametrize(
+    ("name", "figure", "value", "mark"),
+    [
+        ("metakd-brats2018", ("UHVED", "t1", "et", 66), 0.0860, "second-hand"),
+        ("metakd-brats2018", ("ShaSpec with post-processing", "t1+t1ce+t2", "wt", 66), 0.8651, "published"),
+        ("metakd-brats2018", ("MetaKD", "flair+t1+t1ce", "tc", 66), 0.8536, "second-hand"),
+        ("metakd-brats2018", ("GSS", "t1+t2", "et", 57), 0.4898, "second-hand"),
+        ("metakd-brats2018", ("RobustSeg", MEAN_OF_PATTERNS, "wt", 57), 0.8437, "second-hand"),
+        ("metakd-brats2018", ("FedIoT (FedMEPD)", "all", None, None), 0.8489, "second-hand"),
+        ("metakd-brats2018", ("FedMEPD", "each client's own", None, None), 0.7570, "second-hand"),
+        ("metakd-brats2020", ("mmFormer", "flair+t1ce", "et", 100), 0.8189, "second-hand"),
+        ("metakd-brats2020", ("MAVP", MEAN_OF_PATTERNS, "tc", 100), 0.7967, "second-hand"),
+        ("metakd-brats2020", ("FedMSplit (FedMEPD)", "all", None, None), 0.8688, "second-hand"),
+        ("mind-cremad", ("G2D's unimodal teachers", "image", None, 744), 0.7648, "published"),
+        ("mind-cremad", ("MMPareto (BalanceBenchmark)", "all", None, None), 0.7997, "second-hand"),
+    ],
+)
+def test_published_figures_are_those_of_their_tables(
+    name: str, figure: tuple[str, str, str | None, int | None], value: float, mark: str
+) -> None:
+    found = published(name)[figure]
+    assert (found.value, found.mark) == (value, mark)
