@@ -140,7 +140,7 @@ def central_zero(consortium: Consortium) -> Trained:
         validate=(lambda: cast("float", _pooled_loss(network, [held_out], patch))) if len(held_out) else None,
     )
     speaker = Speaker(STUDENT, lambda batch: windowed(network, batch, patch))
-    return Trained(lambda site: (speaker, scaling), parameters_of(network), {}, _curves(result, "central-zero"))
+    return Trained(lambda site: (speaker, scaling), parameters_of(network), {}, curves_of(result, "central-zero"))
 
 
 def unimodal(consortium: Consortium) -> Trained:
@@ -172,7 +172,7 @@ def unimodal(consortium: Consortium) -> Trained:
             validation=held.part("validation"),
         )
         networks[name] = network
-        curves += _curves(result, name)
+        curves += curves_of(result, name)
 
     def logits(batch: Batch) -> Tensor:
         heads = []
@@ -364,10 +364,11 @@ def _alone(config: Config, cohort: Cohort, place: str) -> tuple[Student, Standar
         seed=derive_seed(config.seed, "baseline", place),
         validation=ready.part("validation"),
     )
-    return student, scaling, _curves(result, place)
+    return student, scaling, curves_of(result, place)
 
 
-def _curves(result: Fit, group: str) -> list[dict[str, object]]:
+def curves_of(result: Fit, group: str) -> list[dict[str, object]]:
+    """Returns the losses of a training over its epochs, as a cell tells them."""
     losses = [("train", result.training), ("validation", result.validation)]
     return [
         {"phase": "train", "round": e, "group": group, "split": split, "loss": v}

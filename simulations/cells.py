@@ -29,6 +29,7 @@ from server.run import CONFIG_FILE, read_config
 from simulations.ablations import MAIN, METAKD, NO_KD, UNIFORM
 from simulations.baselines import BASELINES, Consortium, Trained, open_consortium
 from simulations.benchmarks.base import Benchmark
+from simulations.central_kd import central_kd
 from simulations.inproc import run_inproc
 from simulations.metakd import SETTINGS, metakd_faithful
 from simulations.region_figures import OVERLAY_FILE, draw_overlay
@@ -44,7 +45,7 @@ RUNS: dict[str, tuple[str, ...]] = {
 """Methods of every benchmark that are a run of the five phases -> overrides."""
 
 METAKD_FAITHFUL = "metakd-faithful"
-ALONE: Mapping[str, Callable[[Consortium], Trained]] = {**BASELINES, METAKD_FAITHFUL: metakd_faithful}
+ALONE: Mapping[str, Callable[[Consortium], Trained]] = {**BASELINES, "central-kd": central_kd, METAKD_FAITHFUL: metakd_faithful}
 """Methods that are no run of the five phases."""
 
 DEBUG = ("teach.rounds=2", "distill.epochs=2", "refine.rounds=1")

@@ -25,6 +25,8 @@ MEAN_OF_PATTERNS = "mean of all patterns"
 
 METHODS = ("student", "teachers", "student-uniform", "student-no-kd", "fedavg", "local", "central", "central-full")
 """Methods that most benchmarks compare, in the order of their tables."""
+AT_ONE_PLACE_TOO = (*METHODS, "central-kd")
+"""And the protocol of papers that are not federated."""
 
 Mark = Literal["published", "second-hand", "not found", "measured", "inferred"]
 
