@@ -18,11 +18,12 @@ from common import terminal
 from common.config import TASK_FILE, Config, load_config, parts_not_needed
 from common.data.cohort import SPLITS, Cohort, Finding
 from common.data.folder import open_cohort
-from common.data.ingest.frames import read_frame
+from common.data.ingest.frames import HEADER, read_frame
 from common.data.manifest import (
     FILE_NAME,
     REFERENCE_FOLDER,
     Manifest,
+    check_against_task,
     check_labels,
     check_names,
     hospital_folders,
@@ -30,11 +31,13 @@ from common.data.manifest import (
     reference_folder,
     stray_folders,
 )
-from common.data.quality import HEADER, column_warnings, shared_patients, unit_warnings
+from common.data.quality import column_warnings, mask_warnings, shared_patients, split_warnings, unit_warnings
 from common.errors import ConsiliumError, TooManyFaults
 
 OWN_TASK = "custom"  # the experiment for any task
 MOST_ALIKE = 10
+OTHER_TASK = "Pass --task TASK.yaml if the site is for another task, or --experiment NAME."
+EMPTY = "every modality is empty, of a series within the task's steps. Fill one in where there is something, or leave the row out"
 NO_SITE = "a folder without a manifest is no site: nobody uses what lies there. Write a manifest, or move the folder away"
 
 app = terminal.command_line(__doc__)
@@ -103,12 +106,13 @@ def _check_several(places: Sequence[Path], strays: Sequence[Finding], config: Co
     between = [*strays, *unit_warnings(opened, cohorts), *shared_patients(opened)]
     if between:
         _show_findings("Warnings between sites", between, console)
-    refused, faults = len(places) - len(cohorts) + (not named), sum(len({f.row for f in c.findings}) for c in cohorts.values())
+    refused = len(places) - len(cohorts) + (not named)
+    left_out = sum(c.excluded for c in cohorts.values())
     console.print(
-        f"In all: {refused:,} refused (see above), {faults:,} visit(s) left out, "
+        f"In all: {refused:,} refused (see above), {left_out:,} visit(s) left out, "
         f"{within:,} warning(s) within sites, {len(between):,} between sites"
     )
-    return not refused and not faults
+    return not refused and not any(c.findings for c in cohorts.values())
 
 
 @contextmanager
@@ -126,16 +130,25 @@ def _check_site(folder: Path, manifest: Manifest, config: Config, console: Conso
     if folder.resolve().name != REFERENCE_FOLDER:
         check_labels(manifest)
     try:
+        check_against_task(manifest, config.task)
+    except ConsiliumError as error:
+        meant = {*manifest.labels, *manifest.modalities} <= {*config.task.label_columns, *config.task.modalities}
+        raise ConsiliumError(f"{error}{'' if meant or config.name == OWN_TASK else f'. {OTHER_TASK}'}") from None
+    try:
         cohort = open_cohort(folder, manifest, config.task, config.split, config.seed)
     except TooManyFaults as error:
-        bad, rows = len({f.row for f in error.findings}), len(read_frame(folder / manifest.patients))
+        bad, rows = len({f.visit for f in error.findings}), len(read_frame(folder / manifest.patients))
         console.print(f"Rows with a fault: {bad:,} of {rows:,}, limits.bad_rows is {manifest.limits.bad_rows:g}")
         _show_findings("Findings", error.findings, console)
         raise
     console.print(f"Visits used: {len(cohort):,} of {len(read_frame(folder / manifest.patients)):,} rows")
     _show_counts(cohort, console)
     _show_findings("Findings", cohort.findings, console)
-    warnings = column_warnings(folder, manifest, cohort)
+    if cohort.empty:
+        _show_findings("Left out, and no fault", [Finding(manifest.patients, row, "", EMPTY) for row in cohort.empty], console)
+    warnings = [*column_warnings(folder, manifest, cohort), *mask_warnings(manifest, cohort)]
+    if folder.resolve().name != REFERENCE_FOLDER:
+        warnings += split_warnings(manifest, cohort, config.split)
     if warnings:
         _show_findings("Warnings", warnings, console)
     return cohort, len(warnings)
@@ -157,19 +170,24 @@ def _counts(numbers: Mapping[str, int]) -> str:
 
 
 def _show_findings(what: str, findings: Sequence[Finding], console: Console) -> None:
-    """Prints the number of findings, then every one of them, but the first ten of a problem where many rows have the same."""
+    """Prints the number of findings, then every one of them, but the first ten of a problem where many rows have the same.
+
+    What is wrong with a place for many visits is one line.
+    """
     table = Table("file", "row", "column", "problem")
-    for column in table.columns:
-        column.overflow = "fold"
-    alike = Counter((f.file, f.column, f.problem) for f in findings)
+    for wide in table.columns:
+        wide.overflow = "fold"
+    visits = Counter((f.file, f.row, f.column, f.problem) for f in findings)
+    alike = Counter((file, column, problem) for file, _, column, problem in visits)
     shown: Counter[tuple[str, str, str]] = Counter()
-    for f in findings:
-        same = (f.file, f.column, f.problem)
+    for (file, row, column, problem), number in visits.items():
+        same = (file, column, problem)
         shown[same] += 1
         if shown[same] <= MOST_ALIKE:
-            table.add_row(escape(f.file), str(f.row), escape(f.column), escape(f.problem))
+            many = f" ({number:,} visits)" if number > 1 else ""
+            table.add_row(escape(file), str(row), escape(column), escape(problem + many))
         elif shown[same] == alike[same]:
-            table.add_row(escape(f.file), f"to {f.row}", escape(f.column), f"the same in {alike[same] - MOST_ALIKE:,} more rows")
+            table.add_row(escape(file), f"to {row}", escape(column), f"the same in {alike[same] - MOST_ALIKE:,} more rows")
     console.print(f"{what}: {len(findings):,}")
     if table.row_count:
         console.print(table)

@@ -77,7 +77,7 @@ def enrol(site: Site, config: Config, request: EnrolRequest) -> EnrolReply:
         labels=_told_labels(train, least),
         splits={s: n and max(n, least) for s, n in splits.items()},
         architectures=site.trainable(config),
-        excluded=len({f.row for f in site.cohort.findings}),
+        excluded=site.cohort.excluded,
         versions={"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
         moments=moments_arrays(site.cohort.moments_told(least)) if trains else {},
         data=site.manifest.data,

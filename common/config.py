@@ -25,7 +25,7 @@ from pydantic.dataclasses import dataclass
 
 from common.config_checks import check_config
 from common.errors import BARE_YES, ConsiliumError, is_bare_yes, keys_at, nearest, no_file
-from common.task import STRICT, Kind, Task
+from common.task import STRICT, Kind, Task, misspelt
 
 Pairwise = Literal["sigmoid", "ratio"]
 BalanceRule = Literal["none", "distillation", "gradient-modulation"]
@@ -285,7 +285,7 @@ def from_json(raw: dict[str, Any], task_file: str = "") -> Config:
     try:
         config = TypeAdapter(Config).validate_python(raw)
     except ValidationError as error:
-        faults = [_explain(e, task_file) for e in error.errors(include_url=False)]
+        faults = dict.fromkeys(_explain(e, task_file) for e in error.errors(include_url=False))
         raise ConsiliumError(f"Configuration refused: {'; '.join(faults)}") from None
     check_config(config)
     return config
@@ -348,17 +348,24 @@ def _with_task_of_file(words: Sequence[str]) -> list[str]:
 
 
 def _explain(error: Any, task_file: str) -> str:
-    """Returns one line on a pydantic error, with the nearest valid key for an unknown one."""
+    """Returns one line on a pydantic error, with its file if that is a task's, and the nearest valid key for an unknown one."""
     path = [str(p) for p in error["loc"]]
     where = ".".join(path)
-    if task_file and is_bare_yes(error):
-        what = f"codes of '{path[-3]}'" if "codes" in path else where
-        return f"{task_file}: {what}: {BARE_YES}"
+    file = f"{task_file}: " if task_file and path[:1] == ["task"] else ""
+    if file and is_bare_yes(error):
+        what = f"codes of '{path[-3]}'" if "codes" in path else ".".join(p for p in path[1:] if not p.isdigit())
+        return f"{file}{what}: {BARE_YES}"
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"unknown key '{where}'{nearest(path[-1], _keys_at(path[:-1]))}"
+        return f"{file}unknown key '{where}'{nearest(path[-1], _keys_at(path[:-1]))}"
     if error["type"] in ("missing", "missing_argument"):
-        return f"'{where}' is missing"
-    return f"{where}={error.get('input')!r}: {error['msg']}"
+        return f"{file}'{where}' is missing"
+    if error["type"] == "value_error":  # of several keys together: the input is all of them
+        at = ".".join(path[1:]) if file else where
+        return f"{file}{at}{': ' if at else ''}{error['msg'].removeprefix('Value error, ')}"
+    if found := misspelt(error):
+        return f"{file}{where}={error['input']!r}{found}"
+    shown = "" if isinstance(error.get("input"), dict | list) else f"={error.get('input')!r}"
+    return f"{file}{where}{shown}: {error['msg']}"
 
 
 def _explain_hydra(error: Exception, words: Sequence[str]) -> str:

@@ -174,7 +174,7 @@ class EnrolReply(WireMessage):
         labels: Output -> training visits with it; None where hidden. Empty for a regression.
         splits: Split -> visits; a small number is told as the least that the site tells, so that none of its counts exceeds it.
         architectures: (modality, architecture) groups that it can train.
-        excluded: Rows left out because of a fault; exact, as no sum that is told holds it.
+        excluded: Rows left out because of a fault, or because they hold nothing; exact, as no sum that is told holds it.
         versions: Software versions.
         moments: Modality (and ``labels``, a regression's targets) -> count, mean, variance of its features over training visits,
             small counts suppressed.

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from common.errors import nearest
+
 Kind = Literal["image", "series", "text", "table", "audio", "volume"]
 TaskType = Literal["binary", "multilabel", "multiclass", "regression", "segmentation"]
 STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True)  # a class may be called 0
@@ -37,6 +39,12 @@ class Feature:
 
     unit: str = ""
     codes: tuple[str, ...] = ()
+
+
+def misspelt(error: Any) -> str:
+    """Returns ``"; did you mean 'x'? Known: ..."`` for a pydantic error of a word that is none of those allowed; else nothing."""
+    is_word = error["type"] == "literal_error" and isinstance(error["input"], str)
+    return nearest(error["input"], re.findall(r"'([^']+)'", error["ctx"]["expected"])) if is_word else ""
 
 
 def _by_name(features: Any) -> Any:
@@ -115,15 +123,15 @@ class Task:
     @model_validator(mode="after")
     def _outputs_fit_type(self) -> Task:
         if self.type == "binary" and len(self.outputs) != 1:
-            raise ValueError("a binary task has exactly one output")
+            raise ValueError(f"outputs: a binary task has exactly one output, yours has {len(self.outputs)}")
         if self.type == "multiclass" and len(self.outputs) < 2:
-            raise ValueError("a multiclass task needs at least two outputs")
+            raise ValueError(f"outputs: a multiclass task needs at least two outputs, yours has {len(self.outputs)}")
         if len(set(self.outputs)) < len(self.outputs):
-            raise ValueError("an output is named twice")
+            raise ValueError("outputs: an output is named twice")
         if not {*self.units, *self.log} <= (set(self.outputs) if self.type == "regression" else set()):
             raise ValueError("'units' and 'log' may name outputs of a regression task only")
         if not self.modalities:
-            raise ValueError("a task needs at least one modality")
+            raise ValueError("modalities: a task needs at least one modality")
         segments = self.type == "segmentation"
         if set(self.regions) != (set(self.outputs) if segments else set()) or not all(self.regions.values()):
             raise ValueError("'regions' names, for every output of a segmentation task and no other, the values of the mask")

@@ -31,6 +31,27 @@ class Finding:
         """Returns one line for a log."""
         return f"{self.file}, row {self.row}, column '{self.column}': {self.problem}"
 
+    @property
+    def visit(self) -> int:
+        """Row of the patient table that is left out for it."""
+        return self.row
+
+
+@dataclass(frozen=True)
+class SharedFinding(Finding):
+    """A fault of a file that many visits share; the row is that file's, 1 if the whole file is at fault.
+
+    Attributes:
+        patients_row: Row of the patient table that is left out for it.
+    """
+
+    patients_row: int
+
+    @property
+    def visit(self) -> int:
+        """Row of the patient table that is left out for it."""
+        return self.patients_row
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -88,6 +109,7 @@ class Cohort:
         row: int64 [N], row in the patient table, counted from 0.
         split: str [N], one of ``SPLITS``.
         findings: Faults; their rows are left out.
+        empty: Rows of the patient table, as in a finding, whose modalities are all empty: left out too, but no fault.
         keeps: Whether parts are kept with it, once made: every round asks for those of a model-ready cohort again; those of a raw
             one would only fill the memory.
     """
@@ -101,12 +123,18 @@ class Cohort:
     row: NDArray[np.int64]
     split: NDArray[np.str_]
     findings: tuple[Finding, ...] = ()
+    empty: tuple[int, ...] = ()
     keeps: bool = False
     _kept: dict[Hashable, Cohort] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         """Returns N."""
         return len(self.row)
+
+    @property
+    def excluded(self) -> int:
+        """Number of the folder's visits that are left out, because of a fault or because they hold nothing."""
+        return len({f.visit for f in self.findings} | set(self.empty))
 
     def keeping(self, what: Hashable, made: Callable[[], Cohort]) -> Cohort:
         """Returns what is made of this cohort, made once if it keeps its parts."""
@@ -214,6 +242,7 @@ def concatenate(cohorts: Iterable[Cohort]) -> Cohort:
         row=np.concatenate([c.row for c in parts]),
         split=np.concatenate([c.split for c in parts]),
         findings=tuple(f for c in parts for f in c.findings),
+        empty=tuple(row for c in parts for row in c.empty),
     )
 
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.config import SplitConfig
-from common.data.cohort import SPLITS, Cohort, Finding
+from common.data.cohort import SPLITS, Cohort, Finding, SharedFinding
 from common.data.ingest import Frames, IngestError, VolumeStore, reader
-from common.data.ingest.frames import inside, numbers, read_frame, separated, texts
+from common.data.ingest.frames import HEADER, alike, inside, listed, numbers, only_file, read_frame, separated, texts
 from common.data.manifest import Manifest, Source, check_against_task, spelled_out
 from common.data.rows import LazyRows
 from common.data.standardise import table_columns
@@ -44,7 +44,7 @@ def open_cohort(folder: Path, manifest: Manifest, task: Task, split: SplitConfig
         seed: Of the split.
 
     Returns:
-        The raw cohort; visits with a fault, or with no modality at all, are left out and named in ``findings``.
+        The raw cohort; visits with a fault are left out and named in ``findings``, those without any modality in ``empty``.
 
     Raises:
         TooManyFaults: If more rows have a fault than the site's limit allows, or a visit stands in two.
@@ -65,7 +65,7 @@ def open_cohort(folder: Path, manifest: Manifest, task: Task, split: SplitConfig
     else:
         labels = _label_tensor(_labels(table, manifest, task, findings), task)
     volumes.tidy()
-    bad = {f.row - 2 for f in findings}
+    bad = {f.visit - 2 for f in findings}
     if len(bad) > manifest.limits.bad_rows * len(table):
         raise TooManyFaults(
             f"Site '{manifest.site}' refuses: more than limits.bad_rows of its patient rows have a fault. Mend the files, or "
@@ -73,7 +73,8 @@ def open_cohort(folder: Path, manifest: Manifest, task: Task, split: SplitConfig
             tuple(findings),
         )
     present = np.stack([[row in values[m] for m in task.modalities] for row in range(len(table))])
-    keep = np.array([row not in bad and bool(present[row].any()) for row in range(len(table))])
+    sound = np.array([row not in bad for row in range(len(table))])
+    held = present.any(1)
     patient, _ = pd.factorize(texts(table[manifest.patient]))
     cohort = Cohort(
         task=task,
@@ -85,7 +86,8 @@ def open_cohort(folder: Path, manifest: Manifest, task: Task, split: SplitConfig
         row=np.arange(len(table)),
         split=np.full(len(table), "test", dtype="<U10"),
         findings=tuple(findings),
-    ).select(keep)
+        empty=tuple((np.flatnonzero(sound & ~held) + 2).tolist()),
+    ).select(sound & held)
     return replace(cohort, split=_split(cohort, table, manifest, split, seed))
 
 
@@ -98,9 +100,10 @@ def _patient_table(folder: Path, manifest: Manifest) -> pd.DataFrame:
     needed = [manifest.patient, manifest.visit, *manifest.labels.values(), *([manifest.split] if manifest.split else [])]
     for source in manifest.modalities.values():
         needed += [source.column] if source.column else [v.column for v in source.variables.values()]
-    absent = [c for c in needed if c not in table]
+    absent = ", ".join(f"{c}{alike(c, table)}" for c in needed if c not in table)
     if absent:
-        raise ConsiliumError(f"{where} lacks column(s) {', '.join(absent)}{separated(table) or '. Correct the manifest.'}")
+        remedy = separated(table) or ". Correct the manifest, or the names in the table's first row."
+        raise ConsiliumError(f"{where} lacks column(s) {absent}{remedy}")
     if table.empty:
         raise ConsiliumError(f"{where} has no rows. Write one per visit.")
     first: dict[str, int] = {}
@@ -133,10 +136,22 @@ def _labels(table: pd.DataFrame, manifest: Manifest, task: Task, findings: list[
             number = ~bad & ((values > -1) | (name not in task.log))
             valid = number if task.type == "regression" else np.isin(values, (0, 1))
             values = np.where(valid, values, np.nan)
+        filled = (table[column].notna() & (table[column].astype(str).str.strip() != "")).to_numpy()
         for row in np.flatnonzero(np.isnan(values)):
-            findings.append(Finding(manifest.patients, int(row) + 2, column, f"the label of '{name}' is empty or invalid"))
+            fault = _no_label(task, name) if filled[row] else "is empty; fill it in, or leave the row out"
+            findings.append(Finding(manifest.patients, int(row) + 2, column, f"the label of '{name}' {fault}"))
         columns.append(values)
     return columns[0] if task.type == "multiclass" else np.stack(columns, axis=1)
+
+
+def _no_label(task: Task, name: str) -> str:
+    """Returns what is wrong with a label that is filled in, but is none."""
+    if task.type == "multiclass":
+        return f"is none of the classes {listed(task.outputs)}; spell it as one of them, or leave the row out"
+    if task.type != "regression":
+        return "is neither 0 nor 1; correct it, or leave the row out"
+    least = " above -1, of which the task takes the logarithm" if name in task.log else ""
+    return f"is no finite number{least}; write one with a decimal point, or leave the row out"
 
 
 def _label_tensor(labels: NDArray[np.float64], task: Task) -> Tensor:
@@ -215,6 +230,7 @@ def _read(
     read = reader(folder, source, task.modalities[name], Frames(), volumes)
     visits = texts(table[manifest.visit])
     cells = table[source.column] if source.column else _inline_cells(table, manifest, source)
+    shared = only_file(cells) if source.column and source.key else None
     values: dict[int, NDArray[np.generic]] = {}
     for row, (cell, visit) in enumerate(zip(cells, visits, strict=True)):
         if pd.isna(cell) or not str(cell).strip():
@@ -222,12 +238,35 @@ def _read(
         try:
             value = read(str(cell), str(visit))
         except IngestError as error:
-            at = source.column or error.column or manifest.visit
-            findings.append(Finding(manifest.patients, row + 2, at, str(error)))
+            findings.append(_finding(error, manifest, name, row + 2, shared))
         else:
             if value is not None:
                 values[row] = value
     return values
+
+
+def _finding(error: IngestError, manifest: Manifest, name: str, row: int, shared: str | None) -> Finding:
+    """Returns the finding of a fault in reading a modality.
+
+    Args:
+        error: The fault.
+        manifest: Of the site.
+        name: The modality.
+        row: Of the patient table.
+        shared: The file that all visits share, if they do. The name of a file of the visit's own is a cell: it is not told.
+    """
+    column, problem = manifest.modalities[name].column, str(error)
+    if column is None:
+        return Finding(manifest.patients, row, error.column or manifest.visit, problem)
+    if error.row is None or (error.row == HEADER and not shared):
+        return Finding(manifest.patients, row, column, problem)
+    if not shared:
+        return Finding(manifest.patients, row, column, f"in row {error.row} of the file, {problem}")
+    if error.row == HEADER:
+        problem += (
+            f". Correct the file, or modalities.{name} in the manifest, where it is column '{column}' of {manifest.patients}"
+        )
+    return SharedFinding(shared, error.row, error.column or column, problem, row)
 
 
 def _inline_cells(table: pd.DataFrame, manifest: Manifest, source: Source) -> pd.Series:

@@ -37,7 +37,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from common.errors import BARE_YES, ConsiliumError, is_bare_yes, keys_at, nearest
-from common.task import STRICT, Kind, Modality, Task
+from common.task import STRICT, Kind, Modality, Task, misspelt
 
 FILE_NAME = "manifest.yaml"
 OWN_FOLDER = ".consilium"
@@ -219,7 +219,7 @@ def load_manifest(path: Path, name: str | None = None) -> Manifest:
     try:
         return TypeAdapter(Manifest).validate_python(raw)
     except ValidationError as error:
-        faults = [_explain(e) for e in error.errors(include_url=False)]
+        faults = dict.fromkeys(_explain(e) for e in error.errors(include_url=False))
         raise ConsiliumError(f"{name} does not fit the manifest format: {'; '.join(faults)}.") from None
 
 
@@ -231,14 +231,17 @@ def _explain(error: Any) -> str:
         return f"unknown key '{where}'{nearest(path[-1], keys_at(TypeAdapter(Manifest).json_schema(), path[:-1]))}"
     if is_bare_yes(error):
         return f"{where}: {BARE_YES}"
+    if found := misspelt(error):
+        return f"{where}: '{error['input']}' is unknown{found}"
     return f"{where}: {error['msg']}"
 
 
 def check_against_task(manifest: Manifest, task: Task) -> None:
-    """Checks that a manifest speaks of the task's modalities in the task's kinds, units and codes.
+    """Checks that a manifest speaks of the task's modalities in the task's kinds, units and codes, and gives no answer away.
 
     Raises:
-        ConsiliumError: Naming the first modality, variable, unit or code that differs, and the nearest valid one.
+        ConsiliumError: Naming the first modality, variable, unit or code that differs, and the nearest valid one; or the first
+            that is read from a column which holds a label, the patient, the visit or the split.
     """
     where = f"Manifest of site '{manifest.site}'"
     for label in manifest.labels:
@@ -258,6 +261,7 @@ def check_against_task(manifest: Manifest, task: Task) -> None:
             raise ConsiliumError(
                 f"{where}: modality '{name}' needs 'variables': '{SAME}', or some of {', '.join(modality.features)}."
             )
+        _check_columns(where, manifest, name, source)
         for feature, variable in source.variables.items():
             if feature not in modality.features:
                 raise ConsiliumError(f"{where}: '{name}' has no variable '{feature}'{nearest(feature, modality.features)}")
@@ -267,6 +271,19 @@ def check_against_task(manifest: Manifest, task: Task) -> None:
                 if code not in wanted.codes:
                     fault = f"'{name}.{feature}' maps to unknown category '{code}'"
                     raise ConsiliumError(f"{where}: {fault}{nearest(code, wanted.codes)}")
+
+
+def _check_columns(where: str, manifest: Manifest, name: str, source: Source) -> None:
+    """Checks that nothing is learned from a column of the patient table that is no measurement."""
+    taken = {manifest.split: "the split", manifest.visit: "the visit", manifest.patient: "the patient"}
+    taken |= {column: f"the label '{label}'" for label, column in manifest.labels.items()}
+    read = {f"{name}.{feature}": variable.column for feature, variable in source.variables.items()} if not source.column else {}
+    for what, column in (read | ({name: source.column} if source.inline else {})).items():
+        if column in taken:
+            raise ConsiliumError(
+                f"{where}: '{what}' is read from column '{column}', which names {taken[column]}: nobody may learn from that. "
+                "Take it out of the manifest and of the task's features, or name its own column."
+            )
 
 
 def _check_unit(what: str, unit: str, wanted: str) -> None:

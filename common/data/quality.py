@@ -1,4 +1,4 @@
-"""What a hospital should know of its files though no row is at fault: variables that tell nothing, patients of another site."""
+"""What a hospital should know of its files though no row is at fault: what tells nothing or is doubtful, shared patients."""
 
 from __future__ import annotations
 
@@ -9,27 +9,37 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from common.config import SplitConfig
 from common.data.cohort import Cohort, Finding
-from common.data.ingest.frames import read_frame, texts
+from common.data.ingest.frames import HEADER, only_file, read_frame, texts
 from common.data.manifest import Manifest, Source, spelled_out
 from common.data.standardise import moments
-from common.task import Modality
-
-HEADER = 1
-"""Row of a finding about a whole column."""
+from common.task import MASK, Modality
 
 EMPTY = "no visit has a value, so nothing is learned from it. Check the export, or take the variable out of the manifest"
 CONSTANT = "every value is the same, so nothing is learned from it. Check the export, or take the variable out of the manifest"
+SENTINELS = (-9, -99, -999, -9999, -99999, -999999, 999, 9999, 99999, 999999)
+SENTINEL = "holds {} more than once, far from all other values: a code for a missing value? Leave such cells empty"
+BLANK = "the mask marks no region at all. If there is something to mark, export the mask again; else leave it as it is"
+UNVALIDATED = (
+    "no visit validates, so the site has no say in which round is best: it has too few patients. Add some, or let the site only "
+    "test ('role: evaluate')"
+)
 IN_TASK = "task file"
 """Where a variable stands that the manifest does not name (``variables: same``)."""
-FAR, ENOUGH = 5.0, 10
-"""Of :func:`unit_warnings`."""
+QUARTILES = (0.25, 0.5, 0.75)
+FAR, ENOUGH = 3.0, 10
+"""Of :func:`unit_warnings`: interquartile ranges between two medians, and values that both need."""
+BEYOND = 5.0
+"""Interquartile ranges of the other values between them and what may be a code for a missing one."""
 FEWEST = 2
 """Visits that must hold a modality before its columns are judged."""
 
 
 def column_warnings(folder: Path, manifest: Manifest, cohort: Cohort) -> tuple[Finding, ...]:
-    """Returns the columns of tables and series in which all visits are empty or equal; no visit is left out for that.
+    """Returns the columns of tables and series that are empty, or equal in all visits, or hold codes for missing values.
+
+    No visit is left out for that.
 
     Args:
         folder: Folder of the manifest.
@@ -40,7 +50,7 @@ def column_warnings(folder: Path, manifest: Manifest, cohort: Cohort) -> tuple[F
     for name, source in spelled_out(manifest, cohort.task).modalities.items():
         held = cohort.holding(name)
         if source.variables and len(held) >= FEWEST:
-            problems = _silent(cohort.task.modalities[name], held, name)
+            problems = _doubtful(cohort.task.modalities[name], held, name)
             file = _file(folder, manifest, source) if problems else ""
             if manifest.modalities[name] != source:
                 problems = {f: p.replace("manifest", IN_TASK) for f, p in problems.items()}
@@ -48,31 +58,73 @@ def column_warnings(folder: Path, manifest: Manifest, cohort: Cohort) -> tuple[F
     return tuple(found)
 
 
-def _silent(modality: Modality, held: Cohort, name: str) -> dict[str, str]:
+def _doubtful(modality: Modality, held: Cohort, name: str) -> dict[str, str]:
     """Returns feature -> what is wrong with it."""
-    told, problems, at = moments(modality, held.inputs[name]), {}, 0
+    told, values, at = moments(modality, held.inputs[name]), _numbers(held, name), 0
+    problems: dict[str, str] = {}
     for feature, wanted in modality.features.items():
         columns = slice(at, at := at + (len(wanted.codes) or 1))
         if not told.count[columns].any():
             problems[feature] = EMPTY
         elif (told.variance[columns] <= np.finfo(np.float32).eps ** 2 * told.mean[columns] ** 2).all():
             problems[feature] = CONSTANT
+        elif codes := _sentinels(values[feature]):
+            problems[feature] = SENTINEL.format(", ".join(map(str, codes)))
     return problems
+
+
+def _sentinels(values: NDArray[np.float64]) -> list[int]:
+    """Returns the codes for missing values that stand among numbers more than once, where no other number is near."""
+    is_code = np.isin(values, SENTINELS)
+    others = values[~is_code]
+    if not is_code.any() or len(others) < ENOUGH:
+        return []
+    least, low, high, most = np.quantile(others, (0, 0.25, 0.75, 1))
+    room = BEYOND * ((high - low) or (most - least))
+    beyond = [code for code in SENTINELS if code > most + room or code < least - room or code < 0 <= least]
+    return [code for code in beyond if (values == code).sum() > 1]
 
 
 def _file(folder: Path, manifest: Manifest, source: Source) -> str:
     """Returns the file that holds a modality's columns; the patient table where every visit has a file of its own."""
     if source.column is None:
         return manifest.patients
-    cells = read_frame(folder / manifest.patients)[source.column].dropna().astype(str).unique()
-    return str(cells[0]) if len(cells) == 1 else manifest.patients
+    return only_file(read_frame(folder / manifest.patients)[source.column]) or manifest.patients
+
+
+def split_warnings(manifest: Manifest, cohort: Cohort, split: SplitConfig) -> tuple[Finding, ...]:
+    """Returns whether a site that trains is too small for the seeded split to leave a visit to validate on.
+
+    Args:
+        manifest: What the folder says it holds.
+        cohort: Its patients, split as in a run.
+        split: The shares.
+    """
+    wanted = manifest.role == "train" and manifest.split is None and split.validation > 0
+    silent = wanted and not len(cohort.part("validation"))
+    return (Finding(manifest.patients, HEADER, manifest.patient, UNVALIDATED),) if silent else ()
+
+
+def mask_warnings(manifest: Manifest, cohort: Cohort) -> tuple[Finding, ...]:
+    """Returns the visits whose mask marks no region at all; every mask is looked at.
+
+    Args:
+        manifest: What the folder says it holds.
+        cohort: Its patients, raw.
+    """
+    if cohort.task.type != "segmentation" or not cohort.labelled:
+        return ()
+    blank = [row for row, regions in zip(cohort.row.tolist(), cohort.labels, strict=True) if not regions.any()]
+    return tuple(Finding(manifest.patients, row + HEADER + 1, manifest.labels[MASK], BLANK) for row in blank)
 
 
 def unit_warnings(sites: Mapping[Path, Manifest], cohorts: Mapping[Path, Cohort]) -> tuple[Finding, ...]:
-    """Returns the numbers whose median at one site lies more than ``FAR`` interquartile ranges from the other sites' median.
+    """Returns the numbers whose median at one site lies far from those of most other sites, compared pair by pair.
 
-    The range is that of the other sites' values together; both sides need ``ENOUGH`` values. A column in another unit than its
-    manifest says looks so, and nothing else would tell. Medians are named: only whoever holds all the folders can call this.
+    Two medians are far from each other if more than ``FAR`` times the smaller interquartile range of the two sites lies between
+    them: the larger unit has the larger range, so the rule does not ask which side is wrong. Both sites need ``ENOUGH`` values.
+    A column in another unit than its manifest says looks so, and nothing else would tell. Medians are named: only whoever holds
+    all the folders can call this.
 
     Args:
         sites: Folder -> its manifest.
@@ -82,18 +134,15 @@ def unit_warnings(sites: Mapping[Path, Manifest], cohorts: Mapping[Path, Cohort]
     modalities = next(iter(cohorts.values())).task.modalities if len(cohorts) > 1 else {}
     for name, modality in modalities.items():
         values = {folder: _numbers(cohort, name) for folder, cohort in cohorts.items()}
-        for feature in (f for f, wanted in modality.features.items() if not wanted.codes):
-            for folder, mine in values.items():
-                others = np.concatenate([v[feature] for f, v in values.items() if f != folder])
-                if min(len(mine[feature]), len(others)) < ENOUGH:
-                    continue
-                low, usual, high = np.quantile(others, (0.25, 0.5, 0.75))
-                median = float(np.median(mine[feature]))
-                if low < high and abs(median - usual) > FAR * (high - low):
+        for feature in modality.features:
+            told = {f: np.quantile(v[feature], QUARTILES) for f, v in values.items() if len(v[feature]) >= ENOUGH}
+            for folder, (low, median, high) in told.items():
+                far = [m for lo, m, hi in told.values() if abs(median - m) > FAR * min(high - low, hi - lo) > 0]
+                if 2 * len(far) > len(told) - 1:
                     source = sites[folder].modalities[name].spelled_out(modality)
                     file = f"{folder.name}/{_file(folder, sites[folder], source)}"
                     problem = (
-                        f"the median, {median:.4g}, lies far from the other sites', {usual:.4g}: another unit? Convert "
+                        f"the median, {median:.4g}, lies far from the other sites', {np.median(far):.4g}: another unit? Convert "
                         "the column to the task's unit, here or there"
                     )
                     found.append(Finding(file, HEADER, source.variables[feature].column, problem))

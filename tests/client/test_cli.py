@@ -10,13 +10,16 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from pydantic import TypeAdapter
 from typer.testing import CliRunner
 
 from client import cli
 from common.data.manifest import FILE_NAME
 from common.errors import ConsiliumError, TooManyFaults
+from common.task import Task
 from simulations.benchmarks import demo
 from simulations.consortium import write_tiny
+from tests.common.samples import make_task, write_folder
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +238,60 @@ def test_many_rows_with_the_same_problem_are_told_once(alder: Path) -> None:
     assert "Findings: 30" in done.output and "the same in 20 more rows" in done.output
     assert listed(done.output) == [*lost[:10], ("patients.csv", f"to {lost[-1][1]}", "notes")]
     assert "consilium-client check" not in done.output
+
+
+def test_a_missing_file_that_all_visits_share_is_one_line_with_file_and_manifests_key(tmp_path: Path) -> None:
+    task, folder = make_task(modalities=["labs"]), tmp_path / "ash"
+    write_folder(folder, task, limits={"bad_rows": 1.0})
+    (folder / "labs.parquet").unlink()
+    (tmp_path / "TASK.yaml").write_text(yaml.safe_dump(TypeAdapter(Task).dump_python(task, mode="json")), encoding="utf-8")
+    done = check(folder, "--task", tmp_path / "TASK.yaml")
+    assert done.exit_code == 1 and "Visits used: 0 of 40 rows" in done.output and "Findings: 30" in done.output
+    assert [line for line in listed(done.output) if line[0]] == [
+        ("labs.parquet", "1", "labs"),
+        *(("patients.csv", str(row), "") for row in range(4, 42, 4)),
+        ("patients.csv", "1", "patient_id"),
+    ]
+    assert "modalities.labs in the manifest" in done.output and "(30 visits)" in done.output
+
+
+def test_visits_that_hold_nothing_are_told_and_counted_and_no_fault(tiny: Path, tmp_path: Path) -> None:
+    sites = Path(shutil.copytree(tiny, tmp_path / "sites"))
+    table = pd.read_csv(sites / "alder" / "patients.csv").astype(object)
+    table.loc[[3, 8, 9], ["labs", "notes"]] = None
+    table.to_csv(sites / "alder" / "patients.csv", index=False)
+    done = check(sites)
+    assert done.exit_code == 0 and f"Visits used: {len(table) - 3} of {len(table)} rows" in done.output
+    assert "Left out, and no fault: 3" in done.output and "every modality is empty" in done.output
+    assert [line for line in listed(done.output) if line[0] and not line[2]] == [
+        ("patients.csv", row, "") for row in ("5", "10", "11")
+    ]
+    assert "0 refused (see above), 3 visit(s) left out" in done.output
+
+
+def test_a_site_of_another_task_is_told_to_name_it(alder: Path) -> None:
+    change(alder, "deterioration: ", "class: ")
+    said = str(check(alder).exception)
+    assert "label 'class' is not in task 'demo-deterioration'" in said and "Pass --task TASK.yaml if the site is for" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"outputs": ["a", "b", "c"]}, "TASK.yaml: outputs: a binary task has exactly one output, yours has 3"),
+        ({"type": "multilabel", "outputs": [True, False]}, "TASK.yaml: outputs: YAML reads yes and no as true and false"),
+        ({"modalities": {"m": {"kind": "tabel", "features": ["a"]}}}, "m.kind='tabel'; did you mean 'table'? Known: audio,"),
+        ({"modalities": {"m": {"kind": "table"}}}, "TASK.yaml: modalities.m: a modality of kind 'table' needs 'features'"),
+        ({"modalities": [{"kind": "table", "features": ["SECRET"]}]}, "TASK.yaml: task.modalities: Input should be"),
+    ],
+)
+def test_a_fault_of_the_task_is_told_once_with_file_and_key_and_without_the_task(
+    tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    task = {"name": "t", "type": "binary", "outputs": ["a"], "modalities": {"m": {"kind": "table", "features": ["SECRET"]}}}
+    (tmp_path / "TASK.yaml").write_text(yaml.safe_dump(task | change), encoding="utf-8")
+    told = str(check(tmp_path, "--task", tmp_path / "TASK.yaml").exception)
+    assert told.count(said) == 1 and "SECRET" not in told and told.count("TASK.yaml") == 1
 
 
 def test_a_site_that_refuses_is_not_sent_to_the_command_that_it_runs(alder: Path) -> None:

@@ -59,12 +59,12 @@ def nested(name: str, **changes: Any) -> dict[str, Any]:
         ({"site": "../etc"}, "site", "pattern"),
         ({"site": "a b"}, "site", "pattern"),
         ({"patients": "/srv/hospital/patients.csv"}, "patients", "pattern"),
-        ({"role": "teach"}, "role", "'train' or 'evaluate'"),
+        ({"role": "evaluates"}, "role: 'evaluates' is unknown", "did you mean 'evaluate'"),
         ({"schema_version": 2}, "schema_version", "1"),
         ({"limits": {"bad_rows": 2}}, "limits.bad_rows", "less than or equal to 1"),
         ({"limits": {"epochs": 0}}, "limits.epochs", "greater than or equal to 1"),
-        ({"limits": {"largest": "huge"}}, "limits.largest", "'linear', 'small' or 'base'"),
-        (nested("cxr", kind="imge"), "modalities.cxr.kind", "'image'"),
+        ({"limits": {"largest": "huge"}}, "limits.largest", "Known: base, linear, small"),
+        (nested("cxr", kind="imge"), "modalities.cxr.kind", "did you mean 'image'"),
         ({"labels": {"deth": "died"}}, "label 'deth'", "did you mean 'death'"),
         ({"modalities": {"crx": SOURCES["cxr"]}}, "modality 'crx'", "did you mean 'cxr'"),
         (nested("cxr", kind="text"), "'cxr' is of kind 'text'", "needs 'image'"),
@@ -81,6 +81,23 @@ def test_what_does_not_fit_is_named_with_what_does(tmp_path: Path, changes: dict
     text = refused(write(tmp_path, **changes))
     assert wrong in text
     assert right in text
+
+
+@pytest.mark.parametrize(
+    ("column", "what"), [("died", "the label 'death'"), ("pid", "the patient"), ("vid", "the visit"), ("part", "the split")]
+)
+def test_a_column_that_holds_the_answer_or_a_name_may_not_be_learned_from(tmp_path: Path, column: str, what: str) -> None:
+    told = f"is read from column '{column}', which names {what}: nobody may learn from that. Take it out"
+    age = {"age": {"column": column, "unit": "a"}}
+    assert f"'admission.age' {told}" in refused(write(tmp_path, split="part", **nested("admission", variables=age)))
+    assert f"'note' {told}" in refused(write(tmp_path, split="part", **nested("note", column=column, inline=True)))
+    elsewhere = nested("admission", variables=age, column="file", key="vid")  # a column of another file
+    check_against_task(load_manifest(write(tmp_path, split="part", **elsewhere)), make_task())
+
+
+def test_a_feature_that_is_called_as_the_column_of_the_label_is_refused_also_where_variables_are_the_same(tmp_path: Path) -> None:
+    write(tmp_path, labels={"death": "age"}, **nested("admission", variables="same"))
+    assert "'admission.age' is read from column 'age', which names the label 'death'" in refused(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -13,7 +15,7 @@ from common.config import SplitConfig
 from common.data.cohort import Cohort, Finding
 from common.data.folder import open_cohort
 from common.data.manifest import load_manifest
-from common.data.quality import CONSTANT, EMPTY, column_warnings, shared_patients, unit_warnings
+from common.data.quality import CONSTANT, EMPTY, SENTINEL, column_warnings, shared_patients, split_warnings, unit_warnings
 from common.errors import ConsiliumError
 from common.task import Feature, Modality, Task
 from tests.common.samples import make_task, write_folder
@@ -64,6 +66,10 @@ def test_a_column_that_is_missing_is_named_also_where_variables_are_the_same(tmp
 @pytest.mark.parametrize(
     ("columns", "column", "problem"),
     [
+        ({"b": [*range(17), -999, -99999, -999]}, "b", SENTINEL.format("-999")),
+        ({"b": [*range(18), -9, -9]}, "b", SENTINEL.format("-9")),
+        ({"b": [*range(300, 318), 9999, 9999]}, "b", SENTINEL.format("9999")),
+        ({"a": [*[0, 1] * 8, 999, 999, -99, -99]}, "a", SENTINEL.format("-99, 999")),
         ({"a": [0.1] * 20}, "a", CONSTANT),
         ({"a": [None] * 20}, "a", EMPTY),
         ({"sex": ["F"] * 20}, "sex", CONSTANT),
@@ -79,7 +85,34 @@ def test_a_column_that_tells_nothing_is_a_warning_and_its_visits_stay(
     assert (len(cohort), cohort.findings) == (20, ())
     named = {"a": {"column": "a"}, "b": {"column": "b", "unit": "mg/dL"}, "sex": {"column": "sex"}}
     assert opened(write_genes(tmp_path / "elm", named, **columns), GENES)[1] == (Finding("patients.csv", 1, column, problem),)
-    assert "Check the export" in problem
+    assert "Check the export" in problem or "Leave such cells empty" in problem
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        [*range(19), 999],  # once may be a value
+        [*range(-9, 9), -9, -9],
+        [*range(300, 1200, 50), 999, 999],
+        [*[0] * 14, 1, 2, 250, 400, 999, 999],
+        [*[-99] * 6, *[7] * 5, *[None] * 9],  # few others
+        [-1, 99, 9, 99, *range(16)],
+    ],
+)
+def test_a_number_that_only_looks_like_a_code_for_a_missing_value_is_no_warning(tmp_path: Path, cells: list[Any]) -> None:
+    assert opened(write_genes(tmp_path / "ash", b=cells), GENES)[1] == ()
+
+
+def test_a_site_that_trains_and_is_too_small_to_validate_is_warned_and_no_other(tmp_path: Path) -> None:
+    folder = write_genes(tmp_path / "ash")
+    manifest, shares = load_manifest(folder), SplitConfig()
+    cohort = opened(folder, GENES)[0]
+    few = cohort.part("train")
+    (finding,) = split_warnings(manifest, few, shares)
+    assert (finding.file, finding.row, finding.column) == ("patients.csv", 1, "row")
+    assert "it has too few patients. Add some, or let the site only test" in finding.problem
+    assert split_warnings(manifest, cohort, shares) == split_warnings(manifest, few, SplitConfig(validation=0)) == ()
+    assert split_warnings(replace(manifest, role="evaluate"), few, shares) == ()
 
 
 def test_a_column_of_another_file_is_found_in_that_file(tmp_path: Path) -> None:
@@ -130,6 +163,19 @@ def test_a_median_far_from_the_other_sites_values_is_a_warning_with_the_medians(
     assert "the median, 99.41, lies far from the other sites', 37.65: another unit?" in finding.problem
     assert between(folders[:2], GENES) == ()
     assert len(between([folders[0], folders[2]], GENES)) == 2  # of two nobody knows which is the odd one
+
+
+@pytest.mark.parametrize(("unit", "spread", "factor"), [("umol/L", 0.4, 88.4), ("mmol/L", 0.3, 18.0), ("mg/dL", 1.0, 10.0)])
+@pytest.mark.parametrize("larger", [True, False])
+def test_another_unit_is_found_at_one_site_of_three_whichever_side_it_is(
+    tmp_path: Path, unit: str, spread: float, factor: float, larger: bool
+) -> None:
+    rng = np.random.default_rng(0)
+    factors = {"ash": factor if larger else 1, "birch": 1 if larger else factor, "cedar": 1 if larger else factor}
+    for site, by in factors.items():
+        cells = (by * rng.lognormal(0, spread, 200)).tolist()
+        write_genes(tmp_path / site, row=range(200), death=[0, 1] * 100, b=range(200), sex=list("FM" * 100), a=cells)
+    assert [f.file for f in between(sorted(tmp_path.iterdir()), GENES)] == ["ash/patients.csv"]
 
 
 def test_few_values_are_not_compared_and_series_are(tmp_path: Path) -> None:

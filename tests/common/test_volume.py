@@ -8,9 +8,13 @@ import nibabel
 import numpy as np
 import pytest
 
-from common.data.folder import _same_place
+from common.config import SplitConfig
+from common.data.cohort import Finding
+from common.data.folder import _same_place, open_cohort
 from common.data.ingest.frames import IngestError
 from common.data.ingest.volume import OUTSIDE, place_of, read_mask, read_volume
+from common.data.manifest import load_manifest
+from common.data.quality import BLANK, mask_warnings
 from common.task import Modality, Task
 
 GRID = Modality("volume", voxels=(16, 16, 16))
@@ -118,6 +122,23 @@ def test_a_mask_with_values_that_the_task_does_not_know_is_refused(tmp_path: Pat
         read_mask(file, GRID, {1, 2, 3})
     with pytest.raises(IngestError, match="not whole"):
         read_mask(scan(tmp_path / "p.nii.gz", labels * 0.3), GRID, {1})
+
+
+def test_a_mask_that_marks_nothing_is_a_warning_and_one_empty_region_is_none(tmp_path: Path) -> None:
+    task = Task("t", "segmentation", ("whole", "core"), {"t1": GRID}, regions={"whole": (1, 2), "core": (2,)})
+    for name, value in (("a", 1), ("b", 0)):
+        labels = np.zeros((8, 8, 8), np.int16)
+        labels[2:4] = value
+        scan(tmp_path / f"{name}-mask.nii", labels)
+        scan(tmp_path / f"{name}.nii", random((8, 8, 8)))
+    (tmp_path / "patients.csv").write_text("visit,t1,seg\n1,a.nii,a-mask.nii\n2,b.nii,b-mask.nii\n")
+    head = "{site: ash, patients: patients.csv, patient: visit, visit: visit, labels: {mask: seg}, modalities: {t1: "
+    (tmp_path / "manifest.yaml").write_text(head + "{kind: volume, column: t1}}}")
+    manifest = load_manifest(tmp_path)
+    cohort = open_cohort(tmp_path, manifest, task, SplitConfig(), 0)
+    assert (len(cohort), cohort.findings) == (2, ())
+    assert mask_warnings(manifest, cohort) == (Finding("patients.csv", 3, "seg", BLANK),)
+    assert "export the mask again" in BLANK
 
 
 @pytest.mark.parametrize("label", [40_000, 65_535])

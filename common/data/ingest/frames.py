@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import difflib
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from common.errors import MOST_NAMED
+
+HEADER = 1
+"""Row of what is wrong with a whole file or column."""
+
+NO_NUMBER = (
+    "holds text or infinity where a number is expected: a decimal comma, a sign as in <0.3? Write a number; leave the cell empty "
+    "where it is missing"
+)
 LARGEST = float(np.finfo(np.float32).max)
 Parsed = tuple[NDArray[np.float64], NDArray[np.bool_]]
 
@@ -17,15 +29,17 @@ class IngestError(Exception):
 
     Attributes:
         column: Column at fault, if it is known.
+        row: Row of the file as a spreadsheet shows it, ``HEADER`` if all of it is at fault; None where it is no row of a table.
     """
 
     column: str | None = None
+    row: int | None = None
 
     @classmethod
-    def at(cls, column: str, problem: str) -> IngestError:
-        """Returns the error of a column."""
-        error = cls(f"column '{column}' {problem}")
-        error.column = column
+    def at(cls, row: int, column: str | None, problem: str) -> IngestError:
+        """Returns the error of a place in a table."""
+        error = cls(problem)
+        error.row, error.column = row, column
         return error
 
 
@@ -41,9 +55,9 @@ def inside(folder: Path, cell: str) -> Path:
     except (OSError, ValueError):  # longer than a path may be, or holding a null: a note without `inline`, for instance
         raise IngestError("the cell holds no path") from None
     if not path.is_relative_to(folder.resolve()):
-        raise IngestError("the path leaves the manifest's folder")
+        raise IngestError.at(HEADER, None, "the path leaves the manifest's folder")
     if not exists:
-        raise IngestError("the file does not exist")
+        raise IngestError.at(HEADER, None, "the file does not exist")
     return path
 
 
@@ -56,14 +70,63 @@ def read_frame(path: Path) -> pd.DataFrame:
     try:
         return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
     except UnicodeDecodeError:
-        raise IngestError("the file is not in encoding 'utf-8'; save it in that encoding, or as Parquet") from None
+        remedy = "save the file in that encoding ('CSV UTF-8' in a spreadsheet), or as Parquet"
+        raise IngestError.at(HEADER, None, f"{_first_undecodable(path)} is not in encoding 'utf-8'; {remedy}") from None
+    except pd.errors.EmptyDataError:
+        raise IngestError.at(HEADER, None, "the file is empty; export it again") from None
     except Exception as error:  # pandas and pyarrow raise many kinds, whose texts may quote cells
-        raise IngestError(f"the file cannot be read as {path.suffix[1:] or 'CSV'} ({type(error).__name__})") from None
+        cause = _uneven(error) or f" ({type(error).__name__}); export it again"
+        raise IngestError.at(HEADER, None, f"the file cannot be read as {path.suffix[1:] or 'CSV'}{cause}") from None
+
+
+def _first_undecodable(path: Path) -> str:
+    """Returns which row of a CSV file holds the first byte that is no UTF-8."""
+    content = path.read_bytes() if path.suffix == ".csv" else b""  # others may be packed
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        before = content.count(b"\n", 0, error.start)
+        return f"row {before + 1} of the file"
+    return "the file"
+
+
+def _uneven(error: Exception) -> str:
+    """Returns which row of a CSV file pandas could not cut into cells; empty if its error says none."""
+    if cells := re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", str(error)):
+        wanted, row, found = cells.groups()
+        return f": row {row} has {found} cells, {wanted} are expected; write decimal points, and quotes around a text with commas"
+    if quote := re.search(r"EOF inside string starting at row (\d+)", str(error)):
+        return f": a quote that opens in row {int(quote[1]) + 1} is never closed; close it, or take it out"
+    return ""
 
 
 def separated(frame: pd.DataFrame) -> str:
     """Returns what to do where columns are missing because semicolons stand between them; empty where that is not so."""
     return ". It is separated by semicolons: write it with commas." if any(";" in str(c) for c in frame) else ""
+
+
+def alike(column: str, frame: pd.DataFrame) -> str:
+    """Returns which column of a file is probably meant by a name that it lacks; empty where none is near."""
+    names = {str(c).strip().casefold(): str(c) for c in frame}
+    close = difflib.get_close_matches(column.strip().casefold(), names, n=1, cutoff=0.8)
+    return f" (did you mean '{names[close[0]]}'?)" if close else ""
+
+
+def lacks(frame: pd.DataFrame, column: str, what: str = "column") -> IngestError:
+    """Returns the error of a file that lacks a column."""
+    return IngestError.at(HEADER, column, f"the file has no {what} '{column}'{separated(frame) or alike(column, frame)}")
+
+
+def listed(names: Iterable[str]) -> str:
+    """Returns names of the task or the manifest as a text; of very many the first."""
+    known = list(names)
+    return ", ".join(known[:MOST_NAMED]) + (f" and {len(known) - MOST_NAMED:,} more" if len(known) > MOST_NAMED else "")
+
+
+def only_file(cells: pd.Series) -> str | None:
+    """Returns the file that several cells of the patient table name, if it is the same in all: then no patient is named by it."""
+    filled = cells.dropna().astype(str)
+    return str(filled.iloc[0]) if len(filled) > 1 and filled.nunique() == 1 else None
 
 
 class Rows:
@@ -79,6 +142,10 @@ class Rows:
         """Returns the number of rows."""
         return len(self._at)
 
+    def place(self, number: int = 0) -> int:
+        """Returns where one of the rows stands in the file, as a spreadsheet shows it."""
+        return int(self._at[number]) + HEADER + 1
+
     def cells(self, column: str) -> list[object]:
         """Returns a column as it stands.
 
@@ -86,7 +153,7 @@ class Rows:
             IngestError: If the column is absent.
         """
         if column not in self._frame:
-            raise IngestError(f"the file has no column '{column}'")
+            raise lacks(self._frame, column)
         return list(self._frame[column].iloc[self._at])
 
     def numbers(self, column: str) -> NDArray[np.float64]:
@@ -99,7 +166,7 @@ class Rows:
             self._parsed[column] = numbers(self._frame, column)
         values, bad = self._parsed[column]
         if bad[self._at].any():
-            raise IngestError.at(column, "holds text or infinity where a number is expected")
+            raise IngestError.at(self.place(int(bad[self._at].argmax())), column, f"column '{column}' {NO_NUMBER}")
         return values[self._at]
 
 
@@ -123,12 +190,12 @@ class Frames:
         if key is None:
             return Rows(frame, parsed, np.arange(len(frame)))
         if key not in frame:
-            raise IngestError(f"the file has no key column '{key}'")
+            raise lacks(frame, key, "key column")
         if (path, key) not in self._visits:
             found = frame.groupby(texts(frame[key]), sort=False).indices
             self._visits[path, key] = {str(v): np.asarray(at, dtype=np.int64) for v, at in found.items()}
         if visit not in self._visits[path, key]:
-            raise IngestError("the file has no row for this visit")
+            raise IngestError("the file has no row for this visit; add it, or leave the cell empty")
         return Rows(frame, parsed, self._visits[path, key][visit])
 
 
@@ -139,7 +206,7 @@ def numbers(frame: pd.DataFrame, column: str) -> Parsed:
         IngestError: If the column is absent.
     """
     if column not in frame:
-        raise IngestError(f"the file has no column '{column}'")
+        raise lacks(frame, column)
     cells = frame[column]
     if pd.api.types.is_numeric_dtype(cells):  # most are, and there may be thousands of them
         values = cells.to_numpy(np.float64, na_value=np.nan)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from common.data.ingest.frames import IngestError, Rows, as_text
+from common.data.ingest.frames import HEADER, IngestError, Rows, as_text, listed
 from common.data.manifest import Source
 from common.data.standardise import table_columns
 from common.task import Modality
@@ -27,7 +27,8 @@ def read_table(rows: Rows, source: Source, modality: Modality) -> NDArray[np.gen
         IngestError: If there are several rows, a column is absent, or a value is no number or an unknown code.
     """
     if len(rows) != 1:
-        raise IngestError(f"the visit has {len(rows)} rows, one is expected")
+        row = rows.place(1) if len(rows) else HEADER
+        raise IngestError.at(row, source.key, f"the visit has {len(rows)} rows, one is expected; keep one")
     columns = np.full(table_columns(modality), np.nan, dtype=np.float32)
     at = 0
     for name, feature in modality.features.items():
@@ -38,13 +39,11 @@ def read_table(rows: Rows, source: Source, modality: Modality) -> NDArray[np.gen
         elif variable is not None:
             (value,) = rows.cells(variable.column)
             if not pd.isna(value) and str(value).strip():  # type: ignore[call-overload]
-                columns[at : at + width] = _one_hot(as_text(value), variable.codes, feature.codes, variable.column)
+                codes = variable.codes or {category: category for category in feature.codes}
+                if codes.get(as_text(value)) not in feature.codes:
+                    fault = f"column '{variable.column}' holds a code that the manifest does not map to a category"
+                    remedy = f"known are {listed(codes)}: correct the cell, or add the code to 'codes' in the manifest"
+                    raise IngestError.at(rows.place(), variable.column, f"{fault}; {remedy}")
+                columns[at : at + width] = np.arange(width) == feature.codes.index(codes[as_text(value)])
         at += width
     return columns
-
-
-def _one_hot(code: str, codes: dict[str, str], categories: tuple[str, ...], column: str) -> NDArray[np.float32]:
-    category = codes.get(code, code if not codes else None)
-    if category not in categories:
-        raise IngestError.at(column, "holds a code that the manifest does not map to a category")
-    return np.asarray(np.arange(len(categories)) == categories.index(category), dtype=np.float32)
