@@ -29,7 +29,7 @@ class Enrolled:
         groups: (modality, architecture) groups that it trains.
         visits: Split -> visits.
         patterns: Pattern -> visits; None where hidden.
-        excluded: Rows left out because of a fault.
+        excluded: Rows left out because of a fault, or because they hold nothing.
         data: ``real`` or ``generated``.
         checksum: Keyed hash of its files; the key stays at the site.
     """

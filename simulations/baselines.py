@@ -90,7 +90,7 @@ def open_consortium(sites: Path, config: Config) -> Consortium:
     for folder in hospital_folders(sites):
         manifest = load_manifest(folder)
         cohort = open_cohort(folder, manifest, config.task, split, config.seed)
-        excluded += len({f.row for f in cohort.findings})
+        excluded += cohort.excluded
         if len(cohort.part("test")):
             testing[manifest.site] = cohort.part("test")
         if manifest.role == "train":

@@ -220,7 +220,9 @@ def _count(cohorts: Sequence[Cohort]) -> dict[str, int]:
 def _exclusions(consortium: Consortium) -> dict[str, int]:
     """Returns reason -> visits that were left out for it."""
     opened = consortium.testing | consortium.training
-    return dict(sorted(Counter(f"visits of {site}: {f.problem}" for site, c in opened.items() for f in c.findings).items()))
+    found = Counter(f"visits of {site}: {f.problem}" for site, c in opened.items() for f in c.findings)
+    found.update({f"visits of {site}: every modality is empty": len(c.empty) for site, c in opened.items() if c.empty})
+    return dict(sorted(found.items()))
 
 
 def _untaught(consortium: Consortium) -> list[str]:
