@@ -161,3 +161,7 @@ def test_a_student_that_cannot_be_used_is_refused(
     (run / "config.json").write_text(json.dumps(to_json(load_config(experiment, words))))
     with pytest.raises(ConsiliumError, match=said):
         predict(run, new, tmp_path / "scores.csv", print)
+
+
+def test_the_help_of_a_command_tells_its_arguments() -> None:
+    assert "Finished run directory" in CliRunner().invoke(cli.app, ["predict", "--help"]).output
