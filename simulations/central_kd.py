@@ -1,9 +1,9 @@
 """Teachers and student at one place: the protocol of MIND and of pooled-bottleneck fusion, which are not federated.
 
-Both papers train teachers and student on the same pooled patients (arXiv 2502.01158; doi 10.1016/j.cmpb.2024.108568, abstract).
-Ours are the same networks, losses and settings as in a run of the five phases, with all epochs of a phase at one place: the
-teachers' are ``teach.rounds x teach.epochs``, the student's ``distill.epochs``; modality weights stay equal, and the consilium's
-scale and bias where they start.
+Neither paper has sites (arXiv 2502.01158; doi 10.1016/j.cmpb.2024.108568, of which the abstract could be read); that teachers and
+student learn from the same patients is our reading. Networks, losses and settings are those of a run of the five phases, with all
+epochs of a phase at one place: the teachers' are ``teach.rounds x teach.epochs``, the student's ``distill.epochs``; modality
+weights stay equal, and the consilium's scale and bias where they start.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ import pooch
 import simulations.datasets
 from common.errors import ConsiliumError, nearest
 from simulations.benchmarks.base import benchmarks
+from simulations.benchmarks.brats import home_of
 from simulations.datasets.remote import RemoteData, RemoteFile
 
 TIMEOUT_S = 60
@@ -39,10 +40,6 @@ BY_HAND = {
 """Benchmark -> module of ``simulations.datasets`` that tells, as ``FOLDER`` and ``HOW_TO_GET``, where its data are to be had."""
 
 BRATS = "metakd-brats"
-GET_BRATS = (
-    "Register with the organisers of BraTS {year} (Synapse or CBICA's portal), and unpack its training data into that folder. "
-    "Without access: consilium-bench run brain-twin, generated cases in that layout."
-)
 
 
 def remote_data() -> dict[str, RemoteData]:
@@ -90,8 +87,7 @@ def by_hand(name: str) -> str:
     if benchmarks()[name].data == "generated":
         return f"'{name}' needs no data: it generates its patients. Run it: consilium-bench run {name}"
     if name.startswith(BRATS):
-        year = name.removeprefix(BRATS)
-        folder, how = f"brats{year}", GET_BRATS.format(year=year)
+        folder, how = home_of(name.removeprefix(BRATS))
     elif name in BY_HAND:
         module = importlib.import_module(f"{simulations.datasets.__name__}.{BY_HAND[name]}")
         folder, how = module.FOLDER, module.HOW_TO_GET

@@ -24,11 +24,11 @@ from common.evaluation.results import Results, Weight
 from simulations.benchmarks.base import CUSTOM
 from simulations.findings import AblationFinding, findings
 from simulations.finished import Cell
-from simulations.region_figures import COLOURS, DOTS_PER_INCH, LETTERS_PER_INCH, draw_boxes
+from simulations.region_figures import COLOURS, DOTS_PER_INCH, LETTERS_PER_INCH, MARKERS, draw_boxes
 from simulations.scores import OURS
 from simulations.tables import NAMES, difference, main_metrics
 
-MARKERS, LINES = "osD^vP", ("-", "--", "-.", ":")
+LINES = ("-", "--", "-.", ":")
 CELL, MOMENT = ["seed", "fold"], ["phase", "round", "step"]
 PHASES = ("teaching", "distilling", "refining")
 BY_EPOCH = ("distilling", "train")  # the other phases go by rounds

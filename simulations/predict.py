@@ -16,7 +16,7 @@ from common.arrays import standardisation_of
 from common.config import Config
 from common.data.cohort import Cohort, Finding
 from common.data.folder import open_cohort
-from common.data.ingest.frames import read_frame
+from common.data.ingest.frames import HEADER, read_frame
 from common.data.manifest import load_manifest
 from common.data.standardise import Standardisation
 from common.errors import ConsiliumError, TooManyFaults, no_file
@@ -30,9 +30,6 @@ from simulations.ablations import MAIN
 from simulations.work import RUN_FOLDER
 
 STUDENT = "student.safetensors"
-HEADER_ROWS = 2
-"""From a row counted from 0 to the row that a spreadsheet shows: it counts from 1, and the header is a row."""
-
 MOST_SHOWN = 10
 
 
@@ -142,7 +139,7 @@ def _scores(student: Student, raw: Cohort, scaling: Standardisation) -> pd.DataF
     values = scaling.outcomes(task, said) if task.type == "regression" else probabilities(task.type, said)
     names = list(task.modalities)
     used = [pattern_name(n for n, held in zip(names, row, strict=True) if held) for row in raw.present.tolist()]
-    head = pd.DataFrame({"row": raw.row + HEADER_ROWS, "pattern": used})
+    head = pd.DataFrame({"row": raw.row + HEADER + 1, "pattern": used})
     return pd.concat([head, pd.DataFrame(values.numpy(), columns=list(task.outputs))], axis=1)
 
 

@@ -28,6 +28,15 @@ EPOCHS, LOCAL_EPOCHS = 60, 2
 """Of what trains in one phase alone, ``metakd-faithful`` among it; those between two averages (``refine.epochs``)."""
 
 
+def home_of(year: int | str) -> tuple[str, str]:
+    """Returns the folder of a year below ``CONSILIUM_DATA``, and where its data are to be had."""
+    place = f"brats{year}"
+    return place, (
+        f"Register with the organisers of BraTS {year} (Synapse or CBICA's portal), and unpack its training data into a folder "
+        f"'{place}' where CONSILIUM_DATA points. Without access: consilium-bench run brain-twin, generated cases in that layout."
+    )
+
+
 def prepare(folder: Path, split: Split, year: int) -> dict[str, Any]:
     """Writes the clients and the reference set of a year; see :data:`simulations.benchmarks.base.Prepare`.
 
@@ -35,11 +44,7 @@ def prepare(folder: Path, split: Split, year: int) -> dict[str, Any]:
         ConsiliumError: If the data are not there, or another reference set is asked for.
     """
     refuse_another_reference(split)
-    place = f"brats{year}"
-    how_to_get = (
-        f"Register with the organisers of BraTS {year} (Synapse or CBICA's portal), and unpack its training data into a folder "
-        f"'{place}' where CONSILIUM_DATA points. Without access: consilium-bench run brain-twin, generated cases in that layout."
-    )
+    place, how_to_get = home_of(year)
     cases = brats.load(data_folder(place, how_to_get), how_to_get)
     return brats.write_sites(cases, folder, seed=split.seed, masked=split.masked)
 

@@ -88,6 +88,13 @@ def test_scale_and_bias_are_learned_with_uniform_weights_too(tmp_path: Path) -> 
     assert not sent[1]["omega"].any()
 
 
+@pytest.mark.parametrize(("scale", "start"), [(True, 2.0), (False, 1.0)])
+def test_without_a_reference_set_late_fusion_starts_from_the_consiliums_scale(tmp_path: Path, scale: bool, start: float) -> None:
+    sites = three()
+    fakes.perform(tmp_path / "run", sites, fakes.small_config(model__fusion="late", distill__scale=scale))
+    np.testing.assert_array_equal(sites[0].refined[0].student["fusion.scale_and_bias.weight"], [[start], [0.0]])
+
+
 def test_the_student_that_validates_best_is_kept(tmp_path: Path) -> None:
     def losses(values: list[float]) -> list[Site]:
         sites = three()

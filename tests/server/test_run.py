@@ -13,12 +13,16 @@ import pandas as pd
 import pytest
 import yaml
 
+from client import handlers
 from client.app import app as client_app
+from client.site import Site
 from common.arrays import read_arrays
-from common.config import load_config, to_json
+from common.config import Config, load_config, to_json
 from common.data.manifest import FILE_NAME, hospital_folders, load_manifest
 from common.errors import ConsiliumError
 from common.evaluation.results import load_results
+from common.learning import modality_weights
+from common.messages import RefineReply, RefineRequest
 from server import checkpoint
 from server.app import play
 from server.record import Record
@@ -184,6 +188,32 @@ def test_weights_that_are_not_resolved_better_on_the_reference_set_stay_equal(ti
     assert any(w["omega"] for w in state.weights)  # they were learned, and left
     assert {w["phase"] for w in state.weights} == {"distilling"}  # no site was asked for gradients of them
     assert not read_arrays(tmp_path / "run" / "student.safetensors")["omega"].any()
+
+
+@pytest.mark.parametrize(("least", "start", "times"), [(10**6, "evidence", 1), (1, "evidence", 0), (10**6, "uniform", 0)])
+def test_a_start_from_evidence_that_tells_too_little_is_recorded(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least: int, start: str, times: int
+) -> None:
+    monkeypatch.setattr(modality_weights, "LEAST_COMPLETE", least)
+    overrides = [*QUICK[:2], "weights.steps=1", "refine.rounds=0", f"weights.start={start}"]
+    run_inproc(sites=tiny, run_dir=tmp_path / "run", experiment="tiny", overrides=overrides)
+    assert len(Record(tmp_path / "run").events("equal-start")) == times
+
+
+def test_no_site_finds_gradients_of_scale_and_bias_where_the_reference_set_tells_them(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[set[str]] = []
+    honest = handlers.refine
+
+    def spied(site: Site, config: Config, request: RefineRequest) -> RefineReply:
+        reply = honest(site, config, request)
+        sent.append(set(reply.meta))
+        return reply
+
+    monkeypatch.setattr(handlers, "refine", spied)
+    run_inproc(sites=tiny, run_dir=tmp_path / "run", experiment="tiny", overrides=["weights.guard=false"])
+    assert {"omega"} in sent and not any(meta & {"scale", "bias"} for meta in sent)
 
 
 def test_the_reference_set_may_lie_elsewhere(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

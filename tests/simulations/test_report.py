@@ -60,6 +60,38 @@ def test_results_on_the_users_own_data_are_not_kept_in_the_projects_documentatio
         kept(tmp_path, methods.model_copy(update={"benchmark": "custom"}))
 
 
+def test_results_of_some_methods_do_not_take_the_place_of_whole_ones(tmp_path: Path, methods: Results) -> None:
+    with pytest.raises(ConsiliumError, match="of some methods or seeds of 'heart-disease' only"):
+        kept(tmp_path, methods.model_copy(update={"benchmark": "heart-disease"}))
+
+
+def test_generated_patients_do_not_take_the_place_of_real_ones(tmp_path: Path, methods: Results) -> None:
+    real, generated = (methods.model_copy(update={"data": data}) for data in ("real", "generated"))
+    with pytest.raises(ConsiliumError, match=r"generated patients.*fake-mortality\.json"):
+        kept(tmp_path, real, generated)
+    assert load_results(tmp_path / "docs" / "results" / "fake-mortality.json").data == "real"
+
+
+def test_of_a_segmentation_every_region_is_told(tmp_path: Path, methods: Results) -> None:
+    scored = [r.model_copy(update={"metric": "dice"}) for r in methods.rows if r.metric == "auroc" and r.output is None]
+    own = [r for r in scored if (r.pattern, r.site, r.fold, r.published) == ("all", None, None, None)]
+    regions = [r.model_copy(update={"output": o, "mean": v, "ci95": None}) for r in own for o, v in (("wt", 0.8), ("et", 0.6))]
+    weights = [w.model_copy(update={"output": o}) for w in methods.weights for o in ("wt", "et")]
+    found = methods.model_copy(update={"rows": [*scored, *regions], "comparisons": [], "weights": weights})
+    text = report.render(kept(tmp_path, found))
+    assert "Dice by region:" in text and "| method | wt | et |" in text
+    assert re.search(r"\| `student` \| 0\.800[^|]*\| 0\.600", text)
+    assert all(f"Its modality weights for `{o}` in the end" in text for o in ("wt", "et"))
+
+
+def test_the_second_metric_is_told_against_every_method(tmp_path: Path, methods: Results) -> None:
+    against = next(c for c in methods.comparisons if (c.b, c.pattern, c.metric, c.output) == ("local", "all", "auprc", None))
+    assert (
+        f"`local` {against.difference:+.3f} ["
+        in report.render(kept(tmp_path, methods)).split("In AUPRC, the student minus each")[1]
+    )
+
+
 def test_only_what_the_document_shows_is_kept(tmp_path: Path, methods: Results, ablation: Results) -> None:
     docs = kept(tmp_path, methods, ablation)
     files = {f.name: load_results(f) for f in (docs / "results").iterdir()}
