@@ -137,6 +137,7 @@ def ablate_benchmark(
     name: Name,
     seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds; the benchmark's own by default.")] = None,
     only: Annotated[list[str] | None, typer.Option(metavar="FACTOR", help="Only this factor; may be repeated.")] = None,
+    variant: Annotated[str | None, typer.Option(help="Variant of the benchmark instead of its main protocol.")] = None,
     debug: Annotated[bool, typer.Option("--debug", help="One seed, one fold, short training: whether it works.")] = False,
 ) -> None:
     """Changes one factor of the student at a time; resumes its newest unfinished run; ends with table and figure."""
@@ -148,7 +149,7 @@ def ablate_benchmark(
     if not get(name).ablations:
         some = ", ".join(b.name for b in benchmarks().values() if b.ablations)
         raise ConsiliumError(f"Benchmark '{name}' has no ablations. These have some: {some}")
-    _ended(bench.run(name, ablate=True, seeds=seeds, only=only or (), debug=debug, console=console), console)
+    _ended(bench.run(name, ablate=True, seeds=seeds, only=only or (), variant=variant, debug=debug, console=console), console)
 
 
 @app.command("report")

@@ -159,6 +159,8 @@ def test_the_command_asks_for_factors_and_names_the_nearest(tmp_path: Path, monk
     said = CliRunner().invoke(cli.app, ["ablate", NAME, "--debug", "--only", "refine"])
     assert said.exit_code == 0, said.output
     assert "cells=2" in said.output and "DEBUG RUN" in said.output and "refine" in said.output
+    said = CliRunner().invoke(cli.app, ["ablate", NAME, "--debug", "--only", "refine", "--variant", "no-data"])
+    assert "The data are not at /nowhere" in str(said.exception)
 
 
 def test_the_demonstrations_reference_set_follows_the_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
