@@ -72,6 +72,11 @@ def test_a_visit_of_a_file_of_its_own_is_told_by_the_patient_tables_row_and_the_
         (lambda folder: spoil(folder, 1, lambda line: line.replace("crea", "Crea")), "crea", "(did you mean 'Crea'?)"),
         (lambda folder: spoil(folder, 1, lambda line: line.replace("visit", "stay")), "visit_id", "the file has no key column"),
         (lambda folder: spoil(folder, 9, lambda line: f"{line},1"), "labs", "row 9 has 5 cells, 4 are expected; write decimal"),
+        (
+            lambda folder: [spoil(folder, row, lambda line: f"{line},") for row in range(2, 122)],
+            "labs",
+            "its rows have more cells than the header has names; take away the comma at the end of the rows",
+        ),
         (lambda folder: spoil(folder, 9, lambda line: f'"{line}'), "labs", "a quote that opens in row 9 is never closed"),
         (lambda folder: spoil(folder, 9, lambda line: f"{line}é"), "labs", "row 9 of the file is not in encoding 'utf-8'; save"),
     ],

@@ -68,7 +68,7 @@ def read_frame(path: Path) -> pd.DataFrame:
         IngestError: If it cannot be read as what its suffix says.
     """
     try:
-        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+        frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
     except UnicodeDecodeError:
         remedy = "save the file in that encoding ('CSV UTF-8' in a spreadsheet), or as Parquet"
         raise IngestError.at(HEADER, None, f"{_first_undecodable(path)} is not in encoding 'utf-8'; {remedy}") from None
@@ -77,6 +77,10 @@ def read_frame(path: Path) -> pd.DataFrame:
     except Exception as error:  # pandas and pyarrow raise many kinds, whose texts may quote cells
         cause = _uneven(error) or f" ({type(error).__name__}); export it again"
         raise IngestError.at(HEADER, None, f"the file cannot be read as {path.suffix[1:] or 'CSV'}{cause}") from None
+    if path.suffix != ".parquet" and not isinstance(frame.index, pd.RangeIndex):  # pandas names rows by what it has no header for
+        remedy = "take away the comma at the end of the rows, or give every column a name"
+        raise IngestError.at(HEADER, None, f"its rows have more cells than the header has names; {remedy}")
+    return frame
 
 
 def _first_undecodable(path: Path) -> str:
