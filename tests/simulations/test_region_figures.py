@@ -1,13 +1,16 @@
-"""The figure of Dice shows of every method what the method itself says, each in a style of its own."""
+"""The figures of regions: Dice of what every method itself says, each in a style of its own; outlines where the regions lie."""
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from common.evaluation.results import Row
-from simulations.region_figures import draw_boxes
+from simulations.region_figures import COLOURS, _panel, draw_boxes
 from tests.simulations.test_scores import build, make_cell
 
 PATTERNS = ("flair", "t1", "all")
@@ -60,3 +63,21 @@ def test_no_two_of_many_methods_look_alike() -> None:
     shown = [(line.get_color(), line.get_marker()) for line in figure.legends[0].get_lines()]
     assert len(shown) == 18 and len(set(shown)) == 18
     assert [c for c, _ in shown].count(shown[0][0]) == 1, "the student's colour is its own"
+
+
+def test_a_panel_outlines_every_region_where_it_lies_as_it_is_and_as_it_was_found() -> None:
+    axes = Figure().subplots()
+    true, said = torch.zeros(2, 20, 16, dtype=torch.bool), torch.zeros(2, 20, 16, dtype=torch.bool)
+    true[0, 2:9, 3:8] = True
+    said[0, 3:9, 3:8] = True
+    said[1, 12:18, 10:14] = True  # a region that is not there is found
+    _panel(axes, torch.zeros(20, 16), true, said)
+    places = [(15 - 7, 15 - 3, 2, 8), (15 - 7, 15 - 3, 3, 8), (15 - 13, 15 - 10, 12, 17)]  # rows and columns of what is shown
+    outlines = [c for c in axes.collections if any(len(p.vertices) for p in c.get_paths())]
+    assert len(outlines) == 3
+    for outline, (top, bottom, left, right), colour in zip(outlines, places, (0, 0, 1), strict=True):
+        x, y = np.concatenate([p.vertices for p in outline.get_paths()]).T
+        assert (x.min(), x.max(), y.min(), y.max()) == (left - 0.5, right + 0.5, top - 0.5, bottom + 0.5)
+        assert tuple(np.ravel(outline.get_edgecolor())[:4]) == to_rgba(COLOURS[colour])
+    dashes = [c.get_linestyle()[0][1] for c in outlines]
+    assert dashes[0] and dashes[1] is None and dashes[2] is None
