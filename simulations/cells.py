@@ -176,8 +176,8 @@ def _begin_behind_teaching(work: Work, job: Job, config: Config) -> bool:
 
 def _up_to_teaching(config: Config) -> Config:
     """Returns a configuration without what matters only after the teach phase."""
-    distill = DistillConfig(reference=config.distill.reference)
-    return replace(config, distill=distill, weights=WeightsConfig(), balance=BalanceConfig(), refine=RefineConfig())
+    distill, model = DistillConfig(reference=config.distill.reference), replace(config.model, fusion="")
+    return replace(config, model=model, distill=distill, weights=WeightsConfig(), balance=BalanceConfig(), refine=RefineConfig())
 
 
 def collect_predictions(sites: Path, run: str) -> pd.DataFrame:

@@ -213,7 +213,7 @@ def test_ablations_share_a_teach_phase_where_sites_and_teachers_are_the_same(tmp
     ablations = (
         Ablation("student-no-refine", "refine", "off", ("refine.rounds=0",)),
         Ablation("student-teachers-linear", "teachers", "linear", ("model.teachers.series=[linear]",)),
-        Ablation("student-no-dropout", "dropout", "off", ("distill.dropout=0",)),
+        Ablation("student-no-dropout", "dropout and fusion", "off, late", ("distill.dropout=0", "model.fusion=late")),
         Ablation("student-reference-5", "reference set", "5 %", reference=0.05),
     )
     tuned = {"student": ("distill.tau=0.7",), "student-no-dropout": ("distill.tau=0.9",)}
