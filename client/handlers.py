@@ -155,12 +155,12 @@ def refine(site: Site, config: Config, request: RefineRequest) -> RefineReply:
     told = len(validation) >= max(least, 1)
     validated = (student_validation_loss(student, validation), len(validation)) if told else None
     if not request.epochs:  # the last round chooses among students, and trains none
-        return RefineReply(site.manifest.site, {}, {}, validated, None, {}, 0)
+        return RefineReply(site.manifest.site, {}, {}, validated, {}, 0)
     calibration, _ = consilium_of(request.consilium)
     ensembles = load_ensembles(config, request.teachers)
     teaching = teach_cohort(ensembles, train, calibration)
     gradients, meta_count = _meta_gradients(student, train, meta, config, ensembles, teaching, calibration, request.seed, least)
-    fit = train_student(
+    train_student(
         student,
         train,
         config,
@@ -171,8 +171,7 @@ def refine(site: Site, config: Config, request: RefineRequest) -> RefineReply:
         span=span_of(request.round, max(config.refine.rounds, 1)),
     )
     counts = {block: n for block, n in block_counts(student, train).items() if n >= least}
-    loss = fit.training[-1] if fit.training and len(train) >= least else None
-    return RefineReply(site.manifest.site, trained_blocks(student, counts), counts, validated, loss, gradients, meta_count)
+    return RefineReply(site.manifest.site, trained_blocks(student, counts), counts, validated, gradients, meta_count)
 
 
 def evaluate(site: Site, config: Config, request: EvaluateRequest) -> EvaluateReply:

@@ -259,7 +259,6 @@ class RefineReply(WireMessage):
         student: Parameters of the blocks it has data for.
         counts: Block -> training visits.
         validation: [Mean validation loss of the student received, visits]; absent without validation visits.
-        training: Mean training loss of the last epoch, NaN-free; absent if nothing was trained.
         meta: ``omega`` [C or 1, M], ``scale`` and ``bias`` [C]: gradients on meta visits; empty if the site has none.
         meta_count: Meta visits behind them.
     """
@@ -268,7 +267,6 @@ class RefineReply(WireMessage):
     student: Arrays
     counts: dict[str, int]
     validation: tuple[float, int] | None
-    training: float | None
     meta: Arrays
     meta_count: int
 
@@ -278,7 +276,7 @@ class EvaluateRequest(Request):
     """Phase 5: evaluate every pattern on your test patients.
 
     Attributes:
-        student: Parameters and buffers; empty if the run has none.
+        student: Parameters and buffers.
         teachers: Group -> parameters.
         consilium: As in :class:`RefineRequest`.
         standardisation: As in :class:`TeachRequest`.

@@ -101,6 +101,10 @@ class Council:
         )
         return dict(sorted(accepted.items()))
 
+    def busy(self) -> set[str]:
+        """Returns the sites whose answer to an earlier message has not come."""
+        return set(self._in_flight.values())
+
     def seat(self, site: str, node: int) -> None:
         """Makes a node the site's. What was asked of another node before, which is gone, is waited for no longer."""
         self.nodes[site] = node
@@ -110,7 +114,7 @@ class Council:
     def _send(self, kind: str, requests: Mapping[str, WireMessage], round: int, left_out: dict[str, str]) -> dict[str, str]:
         """Sends the requests; returns message id -> site."""
         online = set(self.grid.get_node_ids())
-        busy = set(self._in_flight.values())
+        busy = self.busy()
         sent: dict[str, str] = {}
         for site in sorted(requests):
             node = self.nodes.get(site)
@@ -204,5 +208,5 @@ def round_seconds(started: float) -> float:
 
 def _error_text(message: Message) -> str:
     """Returns the last line of what the site says went wrong: of a traceback, the exception."""
-    reason = (message.error.reason or f"code {message.error.code}").strip()
+    reason = (message.error.reason or "").strip() or f"code {message.error.code}"
     return reason.splitlines()[-1][:500]

@@ -12,6 +12,11 @@ from common.arrays import Arrays
 from common.learning.loop import Fit
 from server.rounds import RunFailed
 
+LARGEST_LOSS = 1e6
+"""Of a network that has not diverged; a mean of several such numbers stays finite."""
+ROUNDING = 1e-3
+"""Below zero, where a Dice loss of a perfect segmentation may round."""
+
 
 def fault(
     update: Mapping[str, Arrays], expected: Mapping[str, Arrays], counts: Mapping[str, int], least: int, most: int | None = None
@@ -53,7 +58,15 @@ def score_fault(scores: Mapping[str, tuple[float, int]], most: int) -> str | Non
     for name, (_, visits) in scores.items():
         if not 1 <= visits <= most:
             return f"its validation loss of '{name}' rests on {visits} visits, the site enrolled with {most}"
-    return not_finite({f"validation loss of '{name}'": loss for name, (loss, _) in scores.items()})
+    return loss_fault({f"validation loss of '{name}'": loss for name, (loss, _) in scores.items()})
+
+
+def loss_fault(losses: Mapping[str, float]) -> str | None:
+    """Returns why mean losses (what they are -> value) are refused, or None."""
+    for name, loss in losses.items():
+        if not -ROUNDING <= loss <= LARGEST_LOSS:  # nor NaN
+            return f"its {name} is NaN, infinite, negative or above {LARGEST_LOSS:g}: no loss of a task is"
+    return None
 
 
 def require_finite(what: str, module: nn.Module, fit: Fit, setting: str) -> None:
@@ -71,11 +84,3 @@ def require_finite(what: str, module: nn.Module, fit: Fit, setting: str) -> None
     losses = (*fit.training, *fit.validation)
     if not all(map(math.isfinite, losses)) or not all(p.isfinite().all() for p in module.state_dict().values()):
         raise RunFailed(f"training {what} on the reference set diverged: its loss or parameters are not finite. Lower {setting}")
-
-
-def not_finite(values: Mapping[str, float]) -> str | None:
-    """Returns the reason if a number is NaN or infinite, or None."""
-    for name, value in values.items():
-        if not np.isfinite(value):
-            return f"its {name} is NaN or infinite"
-    return None

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from common.arrays import Arrays, module_arrays, moments_arrays, moments_of
 from common.config import Config
 from common.data.cohort import SPLITS
+from common.data.ingest.frames import LARGEST
 from common.data.manifest import SITE_NAME
 from common.data.standardise import pool, table_columns
 from common.errors import nearest
@@ -68,6 +69,8 @@ def _introduce(run: Run, nodes: Iterable[int]) -> dict[str, EnrolReply]:
     council.nodes |= asked
     requests = {name: EnrolRequest(**run.request("enrol", 0, name)) for name in asked}
     answers = council.ask("query.enrol", requests, EnrolReply, gate=lambda _, reply: _gate(run.config, reply))
+    for name in asked.keys() & council.busy():
+        del council.nodes[name]  # too late with its answer: it is asked again
     named: dict[str, EnrolReply] = {}
     for node, reply in sorted(answers.items(), key=lambda item: (item[1].site, item[0])):
         site = reply.site
@@ -159,6 +162,10 @@ def _gate(config: Config, reply: EnrolReply) -> str | None:
     for what, arrays in reply.moments.items():
         if (arrays["count"] < 0).any() or (arrays["variance"] < 0).any():
             return f"its statistics of '{what}' hold a negative count or variance"
+        if what != LABELS and task.modalities[what].kind == "text" and ((arrays["mean"] < 0) | (arrays["mean"] > 1)).any():
+            return f"its statistics of '{what}' hold shares of documents outside 0 and 1"
+        if (abs(arrays["mean"]) > LARGEST).any() or (arrays["variance"] > LARGEST**2).any():
+            return f"its statistics of '{what}' are of values that no file may hold"
         if (arrays["count"] > reply.splits["train"] * _observations(task, what)).any():
             return f"its statistics of '{what}' claim more observations than its training visits have"
     return None
@@ -213,7 +220,8 @@ def _groups(run: Run, reply: EnrolReply) -> list[str]:
 
 def _check_number(nodes: int, replies: Iterable[EnrolReply]) -> None:
     """Fails if a simulation has fewer nodes than hospital folders: silently leaving hospitals out would be a wrong result."""
-    here = max((r.sites_here for r in replies), default=1)
+    told = {r.sites_here for r in replies}
+    here = told.pop() if len(told) == 1 else 1  # in a simulation all see the same folder; a site alone can say anything
     if here > 1 and nodes < here:
         raise RunFailed(
             f"the folder in CONSILIUM_SITES holds {here} hospitals, but there are only {nodes} node(s). Run: flwr run . --stream "

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from common.messages import EvaluateReply, EvaluateRequest
 from server.rounds import require_quorum
 from server.run import Run
-from server.update_gate import not_finite
 
 COLUMNS = {"model": str, "pattern": str, "metric": str, "value": float, "n": int}
 
@@ -26,10 +27,15 @@ def evaluate(run: Run) -> None:
     }
 
     def gate(site: str, reply: EvaluateReply) -> str | None:
+        most = state.sites[site].visits["test"]
         for row in reply.rows:
             if row.keys() != COLUMNS.keys() or not all(isinstance(row[name], kind) for name, kind in COLUMNS.items()):
                 return f"its rows do not consist of {', '.join(COLUMNS)}"
-        return not_finite({f"{r['metric']} of {r['model']}": r["value"] for r in reply.rows})
+            if not 0 <= row["n"] <= most:
+                return f"its {row['metric']} of {row['model']} rests on {row['n']} visits, the site enrolled with {most} to test"
+            if not math.isfinite(row["value"]):
+                return f"its {row['metric']} of {row['model']} is NaN or infinite"
+        return None
 
     replies = run.council.ask("evaluate.patterns", requests, EvaluateReply, gate=gate)
     if requests:

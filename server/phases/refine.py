@@ -62,7 +62,7 @@ def _request(run: Run, site: str, epochs: int) -> RefineRequest:
         **fields,
         epochs=epochs,
         student=run.state.arrays["student"],
-        teachers={g: a for g, a in mine.items() if len(members[g]) >= LEAST_SITES_OF_A_TEACHER},
+        teachers={g: a for g, a in mine.items() if epochs and len(members[g]) >= LEAST_SITES_OF_A_TEACHER},
         consilium=run.state.arrays["consilium"],
         standardisation=run.state.standardisation(),
     )

@@ -12,7 +12,7 @@ from server.aggregation import weighted_mean
 from server.distillation import REFERENCE
 from server.rounds import require_quorum
 from server.run import Run
-from server.update_gate import fault, not_finite, require_finite, score_fault
+from server.update_gate import fault, loss_fault, require_finite, score_fault
 
 
 def teach(run: Run) -> None:
@@ -39,7 +39,7 @@ def teach(run: Run) -> None:
         visits = state.sites[site].visits
         reason = fault(reply.groups, requests[site].groups, reply.counts, config.federation.min_patients, visits["train"])
         trained = {f"training loss of '{g}'": loss for g, loss in reply.training.items()}
-        return reason or score_fault(reply.validation, visits["validation"]) or not_finite(trained)
+        return reason or score_fault(reply.validation, visits["validation"]) or loss_fault(trained)
 
     replies = run.council.ask("train.teach", requests, TeachReply, round=number, gate=gate)
     reference = run.reference if run.reference is not None and run.reference.labelled else None

@@ -101,7 +101,6 @@ def test_the_student_is_refined_block_by_block(site: Site, config: Config, serve
     assert not same(reply.student, {n: request.student[n] for n in reply.student})
     assert reply.validation is not None
     assert reply.validation[1] == len(site.cohort.part("validation"))
-    assert reply.training is not None
     assert reply.meta["omega"].shape == (1, 4)
     assert reply.meta["scale"].shape == reply.meta["bias"].shape == (1,)
     assert reply.meta["omega"].any()
@@ -120,7 +119,7 @@ def test_refine_repeats_and_absent_values_do_not_matter(site: Site, config: Conf
     first, again = (handlers.refine(site, config, server.refine()) for _ in range(2))
     assert same(first.student, again.student)
     assert same(first.meta, again.meta)
-    assert (first.validation, first.training) == (again.validation, again.training)
+    assert first.validation == again.validation
 
     def filled(cohort: Cohort) -> Cohort:
         return replace(cohort, inputs={m: x if m == "note" else x.nan_to_num(nan=0.7) for m, x in cohort.inputs.items()})
@@ -136,7 +135,7 @@ def test_refine_repeats_and_absent_values_do_not_matter(site: Site, config: Conf
 def test_zero_epochs_only_validate(site: Site, config: Config, server: Server) -> None:
     request = server.refine(epochs=0)
     reply = handlers.refine(site, config, request)
-    assert (reply.student, reply.counts, reply.meta, reply.training) == ({}, {}, {}, None)
+    assert (reply.student, reply.counts, reply.meta) == ({}, {}, {})
     assert reply.validation is not None
 
 
@@ -166,7 +165,6 @@ def test_what_rests_on_few_visits_does_not_leave_the_site(site: Site, config: Co
     taught, refined = handlers.teach(shy, config, server.teach()), handlers.refine(shy, config, server.refine())
     assert (taught.groups, taught.counts, taught.validation, taught.training) == ({}, {}, {}, {})
     assert (refined.student, refined.counts, refined.validation, refined.meta, refined.meta_count) == ({}, {}, None, {}, 0)
-    assert refined.training is None
 
 
 # Evaluate.

@@ -116,7 +116,7 @@ class Site:
             student = {k: a + shift for k, a in refine.student.items() if "." in k and block_of(k) in own}
             meta = {"omega": np.full_like(refine.student["omega"], 0.1), "scale": np.ones(1, "f4"), "bias": np.ones(1, "f4")}
             counts = {block: self.visits.get(block, min(self.visits.values())) for block in own}
-            return RefineReply(self.name, student, counts, (0.6, 4), 0.5, meta, 6)
+            return RefineReply(self.name, student, counts, (0.6, 4), meta, 6)
         EvaluateRequest.from_record(content)
         return EvaluateReply(self.name, [row("student", 0.8)], 2)
 
@@ -140,7 +140,7 @@ class Site:
 
 
 def row(model: str, value: Any) -> dict[str, Any]:
-    return {"model": model, "pattern": "all", "metric": "auroc", "value": value, "n": 20}
+    return {"model": model, "pattern": "all", "metric": "auroc", "value": value, "n": 10}
 
 
 class ScriptedGrid(Grid):

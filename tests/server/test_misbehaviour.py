@@ -70,6 +70,9 @@ TEACH: dict[str, tuple[Script, str]] = {
         "rests on 1000000000 visits, the site enrolled with",
     ),
     "NaN training": (changed(training={"labs/linear": float("nan")}), "training loss of 'labs/linear' is NaN"),
+    "a loss whose mean is infinite": (changed(training={"labs/linear": 1.7e308}), "training loss of .* above 1e.06"),
+    "a loss that nobody can beat": (changed(validation={"labs/linear": (-1e30, 4)}), "validation loss of .* negative"),
+    "blank error": (fakes.error("\n"), "answered with an error: code"),
 }
 REFINE: dict[str, tuple[Script, str]] = {
     "NaN": (changed(student=first(nan)), "holds NaN or infinity"),
@@ -92,6 +95,11 @@ REFINE: dict[str, tuple[Script, str]] = {
 }
 EVALUATE: dict[str, tuple[Script, str]] = {
     "NaN": (changed(rows=[fakes.row("student", float("nan"))]), "auroc of student is NaN"),
+    "NaN before a number": (
+        changed(rows=[fakes.row("student", float("nan")), {**fakes.row("student", 0.7), "pattern": "labs"}]),
+        "auroc of student is NaN",
+    ),
+    "more than it tests": (changed(rows=[{**fakes.row("student", 0.7), "n": 10**9}]), "rests on 1000000000 visits"),
     "other columns": (changed(rows=[{**fakes.row("student", 0.5), "patient": "x"}]), "its rows do not consist of"),
     "no number": (changed(rows=[fakes.row("student", "high")]), "its rows do not consist of"),
 }
@@ -112,6 +120,10 @@ ENROL: dict[str, tuple[Script, str]] = {
     "negative variance": (
         changed(moments=lambda m: {**m, "labs": {**m["labs"], "variance": -np.ones(3)}}),
         "negative count or variance",
+    ),
+    "a mean that no file holds": (
+        changed(moments=lambda m: {**m, "labs": {**m["labs"], "mean": np.full(3, 1e200)}}),
+        "of values that no file may hold",
     ),
     "negative count": (changed(labels={"event": -3}), "fewer than zero visits"),
     "unknown modality": (changed(modalities={"labs": 40, "ct": 40}), "its modalities are not those of task 'small'"),

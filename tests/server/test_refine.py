@@ -52,6 +52,7 @@ def test_a_site_is_not_taught_by_a_teacher_of_its_own_patients_alone(tmp_path: P
     sites = [Site("ash"), Site("birch", {"signs": 40}), Site("cedar", {"signs": 30})]
     fakes.perform(tmp_path / "run", sites)
     assert [set(s.refined[0].teachers) for s in sites] == [{"signs/linear"}] * 3
+    assert [s.refined[-1].teachers for s in sites] == [{}] * 3, "the last round only validates"
 
 
 def gradient(*omega: float) -> dict[str, Any]:

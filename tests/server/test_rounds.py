@@ -83,6 +83,11 @@ def test_a_simulated_hospital_that_refuses_is_no_missing_node(tmp_path: Path) ->
     assert sorted(checkpoint.load(tmp_path / "run").sites) == ["ash", "birch"]
 
 
+def test_one_site_that_speaks_of_a_simulation_ends_nobodys_run(tmp_path: Path) -> None:
+    fakes.perform(tmp_path / "run", [Site("ash"), Site("birch", folders=99)])
+    assert checkpoint.load(tmp_path / "run").phase == "finished"
+
+
 def test_when_nobody_can_enrol_the_reasons_are_given(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match=r"no site could enrol\. Reasons: node:1: it answered with an error: the disk is full"):
         fakes.perform(tmp_path / "run", [Site("ash", script=fakes.error("the disk is full"))])
@@ -161,6 +166,23 @@ def test_a_site_whose_old_connection_expires_late_is_taken_back_too(tmp_path: Pa
     grid = ScriptedGrid([Site("ash"), Site("birch"), Site("cedar", script=fakes.in_round("train.teach", 0, both_come_back))])
     fakes.play(open_run(grid, tmp_path / "run", small_config()))
     assert {e["site"] for e in Record(tmp_path / "run").events("returned")} == {"birch", "cedar"}
+    assert {r["site"] for r in checkpoint.load(tmp_path / "run").evaluation} == {"ash", "birch", "cedar"}
+
+
+def test_a_site_that_answers_the_roll_call_of_a_resumed_run_too_late_is_asked_again(tmp_path: Path) -> None:
+    fails = fakes.in_round("train.teach", 1, lambda *_: None)
+    with pytest.raises(RunFailed):
+        fakes.perform(tmp_path / "run", [Site("ash", script=fails), Site("birch", script=fails), Site("cedar", script=fails)])
+    asked: list[Message] = []
+
+    def late(message: Message, reply: WireMessage) -> list[fakes.Answer] | WireMessage:
+        if message.metadata.message_type != "query.enrol" or asked:
+            return reply
+        asked.append(message)
+        return [fakes.at(message, reply, 6)]  # the deadline is five looks away
+
+    fakes.perform(tmp_path / "run", [*PAIR, Site("cedar", script=late)], resume=True)
+    assert [e["site"] for e in Record(tmp_path / "run").events("returned")] == ["cedar"]
     assert {r["site"] for r in checkpoint.load(tmp_path / "run").evaluation} == {"ash", "birch", "cedar"}
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from common.arrays import Arrays
 from common.learning.loop import Fit
 from server.rounds import RunFailed
-from server.update_gate import fault, not_finite, require_finite, score_fault
+from server.update_gate import fault, loss_fault, require_finite, score_fault
 
 SENT: dict[str, Arrays] = {"labs/small": {"w": np.zeros((2, 3), np.float32), "steps": np.array(3, np.int64)}}
 HONEST: dict[str, Arrays] = {"labs/small": {"w": np.ones((2, 3), np.float32), "steps": np.array(4, np.int64)}}
@@ -57,10 +57,11 @@ def test_a_site_cannot_claim_more_patients_than_it_enrolled_with() -> None:
 
 
 def test_numbers_must_be_finite_and_rest_on_visits() -> None:
-    assert not_finite({"loss": 0.5}) is None
-    assert not_finite({"loss": 0.5, "gain": float("inf")}) == "its gain is NaN or infinite"
+    assert loss_fault({"loss": 0.5, "Dice loss of a perfect mask": -1e-7}) is None
+    for loss in (float("inf"), float("nan"), 1.7e308, -1.0):
+        assert (loss_fault({"one": 0.5, "other": loss}) or "").startswith("its other is NaN, infinite, negative or above")
     assert score_fault({"labs/small": (0.5, 9)}, 9) is None
-    assert score_fault({"labs/small": (float("nan"), 1)}, 9) == "its validation loss of 'labs/small' is NaN or infinite"
+    assert (score_fault({"labs/small": (float("nan"), 1)}, 9) or "").startswith("its validation loss of 'labs/small' is NaN")
     for visits in (0, 10):
         said = f"its validation loss of 'labs/small' rests on {visits} visits, the site enrolled with 9"
         assert score_fault({"labs/small": (0.5, visits)}, 9) == said
