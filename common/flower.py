@@ -233,9 +233,10 @@ def _run(
         config.write_text(
             "".join(f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in run_config.items()), encoding="utf-8"
         )
+        before = log.stat().st_size if log.exists() else 0  # of a run that is resumed
         command = _flwr(link, "run", str(app)) + ["--stream", "--run-config", str(config)]
         code = _follow(link, command + (["--federation-config", federation] if federation else []), log, deadline, show)
-    started = re.search(r"started run (\d+)", log.read_text(encoding="utf-8", errors="replace"))
+    started = re.search(r"started run (\d+)", log.read_bytes()[before:].decode(errors="replace"))
     if code or not started:
         raise ConsiliumError(f"Flower did not run the app in {app} to its end (exit code {code}). Its log says why: {log}")
     status, reason = _outcome(link, started[1], deadline)
@@ -249,10 +250,12 @@ def _flwr(link: _SuperLink, *words: str) -> list[str]:
 
 def _follow(link: _SuperLink, command: Sequence[str], log: Path, deadline: float, show: bool) -> int:
     """Runs a command until it ends, keeps what it says in ``log`` and returns its exit code."""
-    with log.open("wb") as out:
+    with log.open("ab") as out:
+        before = out.tell()
         process = _popen(link, command, out.fileno())
     try:
         with log.open(encoding="utf-8", errors="replace") as lines:
+            lines.seek(before)
             code = None
             while code is None:
                 code = process.poll()

@@ -72,7 +72,7 @@ def distil(
         progress: Told (step, omega) after every step on omega.
     """
     student = new_student(config, prior)
-    start = calibration = initial_calibration(config.task, prior, scale=config.distill.scale)
+    start = initial_calibration(config.task, prior, scale=config.distill.scale)
     adam: dict[str, Tensor] = {}
     teaching, labels = _teaching(unseeing, reference, start)
     evidence = teaching.evidence(config.task.type) if teaching else None
@@ -85,11 +85,11 @@ def distil(
             student.omega.copy_(stacked)
     equal_start = learned and config.weights.start == "evidence" and not bool(student.omega.any())
     progress(0, student.omega)
-    calibration = calibrated(config, labels, teaching, evidence, student.omega, calibration)
+    calibration = calibrated(config, labels, teaching, evidence, student.omega, start)
     equal = False
     if learned and reference.labelled:
         adam = learn_weights(config, student, reference, unseeing, calibration, progress)
-        calibration = calibrated(config, labels, teaching, evidence, student.omega, calibration)
+        calibration = calibrated(config, labels, teaching, evidence, student.omega, start)
         if config.weights.guard and teaching is not None and labels is not None:
             even = torch.zeros_like(student.omega)
             at_even = calibrated(config, labels, teaching, evidence, even, start)

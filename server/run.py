@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -54,8 +55,11 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Name of the run, a plain name: experiment and time."""
-        return re.sub(r"[^A-Za-z0-9._-]", "-", f"{self.folder.parent.name}-{self.folder.name}").lstrip("._-")
+        """Name of the run, a plain name: experiment and time; where that is none, made unique by a hash of the folder."""
+        folder = self.folder.resolve()
+        said = f"{folder.parent.name}-{folder.name}"
+        plain = re.sub(r"[^A-Za-z0-9._-]", "-", said).lstrip("._-")
+        return plain if plain == said else f"run-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}-{plain}"
 
     @cached_property
     def raw_reference(self) -> Cohort | None:
@@ -138,10 +142,8 @@ class Run:
 
     def export(self) -> None:
         """Writes student and teachers as files of their own."""
-        if "student" in self.state.arrays:
-            write_arrays(self.folder / "student.safetensors", self.state.arrays["student"], task=self.config.task.name)
-        if "consilium" in self.state.arrays:
-            write_arrays(self.folder / "consilium.safetensors", self.state.arrays["consilium"], task=self.config.task.name)
+        for name in ("student", "consilium"):
+            write_arrays(self.folder / f"{name}.safetensors", self.state.arrays[name], task=self.config.task.name)
         folder = self.folder / "teachers"
         folder.mkdir(exist_ok=True)
         for group, arrays in self.state.teachers().items():

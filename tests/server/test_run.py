@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,12 @@ from common.errors import ConsiliumError
 from common.evaluation.results import load_results
 from common.learning import modality_weights
 from common.messages import RefineReply, RefineRequest
-from server import checkpoint
+from common.models.ensemble import Calibration
+from server import checkpoint, distillation
 from server.app import play
 from server.record import Record
 from server.rounds import RunFailed
-from server.run import open_run
+from server.run import Run, open_run
 from simulations.inproc import InProcessGrid, run_inproc
 
 QUICK = ["teach.rounds=1", "distill.epochs=1", "weights.estimator=uniform", "refine.rounds=0"]
@@ -91,6 +93,13 @@ def test_the_results_of_a_run_speak_of_every_site_and_of_no_pool(undisturbed: Pa
     assert all(r.parameters for r in found.rows if r.method == "student")
     assert found.exclusions == {"alder": 0, "birch": 0}
     assert {w.modality for w in found.weights} == set(TEACHERS)
+
+
+def test_a_run_has_a_plain_name_of_its_own_whatever_its_folder_is_called(tmp_path: Path) -> None:
+    folders = ["demo/20261130-120000", "试验/1", "研究/1", "试验/运行", "my runs/1", "my-runs/1"]
+    names = [Run(tmp_path / f, None, None, None, None).name for f in folders]  # type: ignore[arg-type]
+    assert names[0] == "demo-20261130-120000" and len(set(names)) == len(names)
+    assert all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) for name in names)
 
 
 def test_weights_and_traffic_are_kept_over_time(undisturbed: Path) -> None:
@@ -181,9 +190,15 @@ def test_with_uniform_weights_omega_stays_where_it_is(tiny: Path, tmp_path: Path
     assert not read_arrays(tmp_path / "run" / "student.safetensors")["omega"].any()
 
 
-def test_weights_that_are_not_resolved_better_on_the_reference_set_stay_equal(tiny: Path, tmp_path: Path) -> None:
+def test_weights_that_are_not_resolved_better_on_the_reference_set_stay_equal(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts: list[Calibration] = []
+    original = distillation.calibrated
+    monkeypatch.setattr(distillation, "calibrated", lambda *args: starts.append(args[-1]) or original(*args))  # type: ignore[func-returns-value]
     run_inproc(sites=tiny, run_dir=tmp_path / "run", experiment="tiny", overrides=["weights.guard=true"])
     state = checkpoint.load(tmp_path / "run")
+    assert len(starts) == 3 and len({id(s) for s in starts}) == 1, "learned and equal weights are calibrated from the same start"
     assert state.equal_weights and len(Record(tmp_path / "run").events("equal-weights")) == 1
     assert any(w["omega"] for w in state.weights)  # they were learned, and left
     assert {w["phase"] for w in state.weights} == {"distilling"}  # no site was asked for gradients of them

@@ -265,6 +265,17 @@ def test_an_interrupted_demonstration_says_how_it_goes_on(
     assert f"consilium-server resume {tmp_path.resolve()}/runs/demo/" in capsys.readouterr().err
 
 
+def test_the_log_of_an_attempt_that_failed_is_kept_when_the_run_is_resumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    link, log = flower._SuperLink(None, tmp_path, dict(os.environ)), tmp_path / "flower.log"
+    for said in ("first", "second"):
+        command = [sys.executable, "-c", f"print('{said}')"]
+        assert flower._follow(link, command, log, time.monotonic() + 60, True) == 0
+        assert capsys.readouterr().out == f"{said}\n"
+    assert log.read_text() == "first\nsecond\n"
+
+
 def test_a_reader_that_has_seen_enough_ends_show_quietly() -> None:
     code = (
         "import sys; from simulations import launch; launch.show = lambda run: print('line\\n' * 10**6); "
