@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
+from torch import nn
 
 from common.errors import nearest
 
@@ -141,8 +142,11 @@ class Task:
         if len({(m.voxels, m.spacing_mm) for m in volumes}) > 1:
             raise ValueError("the volumes of a task have the same 'voxels' and 'spacing_mm'")
         for name in self.modalities:
-            if not NAME.fullmatch(name) or name in RESERVED:
-                rule = "letters, digits, '_' and '-', a letter first, not 'all', 'complete', 'fusion', 'labels' or 'shared'"
+            if not NAME.fullmatch(name) or name in RESERVED or hasattr(nn.ModuleDict(), name):
+                rule = (
+                    "letters, digits, '_' and '-', a letter first, not 'all', 'complete', 'fusion', 'labels' or 'shared', nor a "
+                    "word that PyTorch's modules use, such as 'values' or 'type'"
+                )
                 raise ValueError(f"'{name}' is no name for a modality: {rule}")
         return self
 

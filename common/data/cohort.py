@@ -13,7 +13,7 @@ from torch import Tensor
 
 from common.data.rows import joined, taken
 from common.data.standardise import Moments, Standardisation, moments, target_moments, visits_behind
-from common.task import COMPLETE, LABELS, Task
+from common.task import COMPLETE, LABELS, Task, pattern_name
 
 SPLITS = ("train", "meta", "validation", "test")
 
@@ -249,5 +249,5 @@ def concatenate(cohorts: Iterable[Cohort]) -> Cohort:
 def count_patterns(cohort: Cohort) -> dict[str, int]:
     """Returns the number of visits per modality pattern."""
     names = list(cohort.task.modalities)
-    held = ("+".join(sorted(n for n, p in zip(names, row, strict=True) if p)) for row in cohort.present.tolist())
+    held = (pattern_name(n for n, p in zip(names, row, strict=True) if p) for row in cohort.present.tolist())
     return dict(sorted(Counter(held).items()))

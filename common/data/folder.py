@@ -100,7 +100,8 @@ def _patient_table(folder: Path, manifest: Manifest) -> pd.DataFrame:
     needed = [manifest.patient, manifest.visit, *manifest.labels.values(), *([manifest.split] if manifest.split else [])]
     for source in manifest.modalities.values():
         needed += [source.column] if source.column else [v.column for v in source.variables.values()]
-    absent = ", ".join(f"{c}{alike(c, table)}" for c in needed if c not in table)
+    named = any(c in table for c in needed)  # else the first row may be a patient's cells, which nobody tells
+    absent = ", ".join(f"{c}{alike(c, table) if named else ''}" for c in needed if c not in table)
     if absent:
         remedy = separated(table) or ". Correct the manifest, or the names in the table's first row."
         raise ConsiliumError(f"{where} lacks column(s) {absent}{remedy}")

@@ -5,7 +5,7 @@ Raw tensors (from ``common.data.ingest``) -> model-ready tensors (into the encod
 ======== ==================================== =======================================================
 kind     raw                                  model-ready, float32
 ======== ==================================== =======================================================
-table    [N, D], NaN where missing            [N, 2, D]: standardised values (0 where missing), missing flags minus their mean
+table    [N, D], NaN where missing            [N, 2, D]: standardised values (0 where missing), missing flags, centred
 series   [N, T, F], NaN where missing         [N, 2, T, F]: standardised values (0 where missing), observation masks
 audio    [N, T, K], NaN behind the end        [N, 2, T, K]: standardised values (0 behind the end), observation masks
 text     [N, L] hashed word ids, 0 pads       [N, 2, L]: ids, inverse document frequencies
@@ -161,6 +161,7 @@ class Standardisation:
             return scaled if modality.kind == "image" else scaled.nan_to_num()
         missing = raw.isnan() | ~usable
         if modality.kind == "table":
+            # The fullest column counts as one that is always there: of visits without a table nothing is known.
             usual = torch.from_numpy(1 - pooled.count / max(pooled.count.max(initial=1.0), 1.0)).float()
             return torch.stack([scaled.masked_fill(missing, 0.0), raw.isnan().float() - usual], dim=1)
         return torch.stack([scaled.masked_fill(missing, 0.0), (~missing).float()], dim=1)

@@ -224,6 +224,16 @@ def test_a_visit_without_any_modality_is_no_fault_and_no_patient(tmp_path: Path)
     assert cohort.empty == tuple(range(2, 42, 5)) and cohort.excluded == 8
 
 
+def test_a_table_without_names_of_columns_is_refused_without_telling_its_first_patient(tmp_path: Path) -> None:
+    task = make_task(modalities=["admission"])
+    write_folder(tmp_path, task)
+    table = pd.read_csv(tmp_path / "patients.csv").assign(patient_id=[f"patient_{i}" for i in range(40)])
+    table.to_csv(tmp_path / "patients.csv", index=False, header=False)
+    with pytest.raises(ConsiliumError, match=r"lacks column\(s\) patient_id, ") as caught:
+        opened(tmp_path, task)
+    assert "patient_0" not in str(caught.value)
+
+
 def test_a_hospital_of_which_nothing_is_left_is_empty(tmp_path: Path) -> None:
     task = make_task("multilabel", ["cxr"])
     write_folder(tmp_path, task)

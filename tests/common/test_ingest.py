@@ -218,10 +218,21 @@ def test_a_file_that_is_not_what_its_name_says_is_named(tmp_path: Path, name: st
     assert "SECRET" not in str(found.value)
 
 
+def test_the_cells_that_programs_write_for_nothing_are_empty_and_a_category_is_not(tmp_path: Path) -> None:
+    cells = ["", "NA", "n/a", "NULL", "NaN", "None", "Former"]
+    (tmp_path / "a.csv").write_text("smoking,n\n" + "".join(f"{c},1\n" for c in cells), encoding="utf-8")
+    assert texts(read_frame(tmp_path / "a.csv")["smoking"]).dropna().tolist() == ["None", "Former"]
+
+
+def test_the_rows_of_a_parquet_file_are_counted_in_the_order_of_the_file(tmp_path: Path) -> None:
+    pd.DataFrame({"x": [1, 2, 3]}).iloc[[2, 0]].to_parquet(tmp_path / "a.parquet")
+    assert dict(read_frame(tmp_path / "a.parquet")["x"]) == {0: 3, 1: 1}
+
+
 def test_a_file_is_read_once_for_all_visits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, calls = many(tmp_path), []
     original = pd.read_csv
-    monkeypatch.setattr(pd, "read_csv", lambda path: calls.append(path) or original(path))
+    monkeypatch.setattr(pd, "read_csv", lambda path, **options: calls.append(path) or original(path, **options))
     found = reader(tmp_path, source, TABLE, Frames())
     found("a.csv", "7")
     with pytest.raises(IngestError):

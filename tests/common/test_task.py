@@ -27,6 +27,7 @@ TEXT = MODALITIES["note"]
         ({"modalities": {"a+b": TEXT}}, "is no name"),
         ({"modalities": {"all": TEXT}}, "not 'all', 'complete', 'fusion', 'labels' or 'shared'"),
         ({"modalities": {"fusion": TEXT}}, "not 'all', 'complete', 'fusion', 'labels' or 'shared'"),
+        ({"modalities": {"values": TEXT}}, "nor a word that PyTorch's modules use"),
         ({"modalities": {"labels": TEXT}}, "not 'all', 'complete', 'fusion', 'labels' or 'shared'"),
         ({"type": "ranking"}, "'binary'"),
         ({"units": {"a": "d"}}, "a regression task only"),

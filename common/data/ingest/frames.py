@@ -20,6 +20,8 @@ NO_NUMBER = (
     "holds text or infinity where a number is expected: a decimal comma, a sign as in <0.3? Write a number; leave the cell empty "
     "where it is missing"
 )
+MISSING = ("", "NA", "N/A", "n/a", "<NA>", "NaN", "nan", "NULL", "null")
+"""Cells of a CSV file that are empty: what spreadsheets, R, SQL and pandas write. ``None`` is none, it may be a category."""
 LARGEST = float(np.finfo(np.float32).max)
 Parsed = tuple[NDArray[np.float64], NDArray[np.bool_]]
 
@@ -68,7 +70,9 @@ def read_frame(path: Path) -> pd.DataFrame:
         IngestError: If it cannot be read as what its suffix says.
     """
     try:
-        frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path).reset_index(drop=True)  # as it was left by whoever sorted or filtered the rows
+        frame = pd.read_csv(path, keep_default_na=False, na_values=list(MISSING))
     except UnicodeDecodeError:
         remedy = "save the file in that encoding ('CSV UTF-8' in a spreadsheet), or as Parquet"
         raise IngestError.at(HEADER, None, f"{_first_undecodable(path)} is not in encoding 'utf-8'; {remedy}") from None
@@ -77,7 +81,7 @@ def read_frame(path: Path) -> pd.DataFrame:
     except Exception as error:  # pandas and pyarrow raise many kinds, whose texts may quote cells
         cause = _uneven(error) or f" ({type(error).__name__}); export it again"
         raise IngestError.at(HEADER, None, f"the file cannot be read as {path.suffix[1:] or 'CSV'}{cause}") from None
-    if path.suffix != ".parquet" and not isinstance(frame.index, pd.RangeIndex):  # pandas names rows by what it has no header for
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas names rows by what it has no header for
         remedy = "take away the comma at the end of the rows, or give every column a name"
         raise IngestError.at(HEADER, None, f"its rows have more cells than the header has names; {remedy}")
     return frame
