@@ -36,6 +36,7 @@ from common.models.student import Student, parameters_of
 from common.models.teacher import Teacher
 from server.aggregation import weighted_mean
 from server.distillation import new_student
+from simulations.datasets.files import TESTS
 from simulations.zero_filled import zero_filled
 
 PENALTIES = tuple(float(10.0**power) for power in np.arange(0, 5.5, 0.5))
@@ -188,9 +189,9 @@ def unimodal(consortium: Consortium) -> Trained:
 def local(consortium: Consortium) -> Trained:
     """Trains a student at every hospital by itself, scaled by its own patients.
 
-    A site's test patients are predicted by its own student; a site that only evaluates takes the student of a training site,
-    drawn by seed among those that trained on a modality which it holds (among all, if none did). What a student never saw in
-    training it does not read.
+    A site's test patients are predicted by its own student, those of a site that only tests by the student of the training site
+    it is named after: the same unit or network. Where there is none, a training site is drawn by seed among those that trained
+    on a modality which it holds (among all, if none did). What a student never saw in training it does not read.
     """
     seen: dict[str, Tensor] = {}
     speakers: dict[str, tuple[Speaker, Standardisation]] = {}
@@ -206,8 +207,8 @@ def local(consortium: Consortium) -> Trained:
         speakers[site] = _reading_only(student, seen[site]), scaling
 
     def speaker(site: str) -> tuple[Speaker, Standardisation]:
-        if site in speakers:
-            return speakers[site]
+        if (home := site.removeprefix(TESTS)) in speakers:
+            return speakers[home]
         held = consortium.testing[site].present.any(0)
         names = sorted(n for n in speakers if bool((seen[n] & held).any())) or sorted(speakers)
         return speakers[names[derive_seed(consortium.config.seed, "local", site) % len(names)]]

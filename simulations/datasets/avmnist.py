@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import gzip
-import io
 import math
 import re
 import tarfile
@@ -22,11 +21,10 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image
 
 from common.data.manifest import REFERENCE_FOLDER
 from common.errors import ConsiliumError
-from simulations.datasets.files import UNREADABLE, finish_sites, new_sites, verified, with_split, write_site
+from simulations.datasets.files import UNREADABLE, finish_sites, new_sites, verified, with_split, write_png, write_site
 
 FOLDER = "avmnist"
 IMAGES = {
@@ -236,13 +234,10 @@ def _write(
     for kind in held:
         for cell, source in zip(patients[kind], rows[kind], strict=True):
             if pd.notna(cell):
-                (folder / cell).write_bytes(_png(images[int(source)]) if kind == "image" else sounds[str(source)])
-
-
-def _png(image: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="png", compress_level=1)
-    return buffer.getvalue()
+                if kind == "image":
+                    write_png(images[int(source)], folder / cell)
+                else:
+                    (folder / cell).write_bytes(sounds[str(source)])
 
 
 def _counts(rows: pd.DataFrame) -> dict[str, int]:

@@ -32,7 +32,7 @@ from sklearn.model_selection import train_test_split
 
 from common.data.manifest import REFERENCE_FOLDER
 from common.errors import ConsiliumError
-from simulations.datasets.files import finish_sites, new_sites, verified, with_split, write_site
+from simulations.datasets.files import TESTS, finish_sites, new_sites, verified, with_split, write_site
 
 FOLDER = "cinc2012"
 HOW_TO_GET = (
@@ -192,7 +192,7 @@ def write_sites(
     if reference:
         _, drawn = train_test_split(pool, test_size=reference, random_state=seed, stratify=strata)
         frame.loc[drawn, "role"] = "reference"
-    named = frame["unit"].where(frame["role"] != "test", "test-" + frame["unit"])
+    named = frame["unit"].where(frame["role"] != "test", TESTS + frame["unit"])
     frame["site"] = named.where(frame["role"] != "reference", REFERENCE_FOLDER)
     for site, rows in frame.groupby("site"):
         held = [name for name in _sources() if not (masked and LACKS.get(str(site)) == name)]

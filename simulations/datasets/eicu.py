@@ -19,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from common.errors import ConsiliumError
-from simulations.datasets.files import UNREADABLE, finish_sites, new_sites, verified, with_split, write_site
+from simulations.datasets.files import TESTS, UNREADABLE, finish_sites, new_sites, verified, with_split, write_site
 from simulations.partition import assign_modalities, draw_sites, grouped_folds, linked_groups
 
 FOLDER = "eicu_demo"
@@ -196,7 +196,7 @@ def write_sites(
         label: What is predicted: death in hospital, or the remaining days in the unit (of the main cohort).
 
     Returns:
-        ``data_checksum``, ``cohort``, ``exclusions``, ``n`` per role and ``sites`` (role, modalities and counts per site).
+        ``data_checksum``, ``exclusions``, ``n`` per role and ``sites`` (role, modalities and counts per site).
 
     Raises:
         ConsiliumError: If there is no such fold or the folder is not empty.
@@ -226,7 +226,6 @@ def write_sites(
     finish_sites(partial)
     return {
         "data_checksum": with_split(stays.checksum, frame[["visit", "site"]]),
-        "cohort": cohort,
         "exclusions": exclusions,
         "n": {str(role): _counts(rows) | {"sites": rows["site"].nunique()} for role, rows in frame.groupby("role")},
         "sites": {
@@ -323,7 +322,7 @@ def _roles(frame: pd.DataFrame, fold: int, seed: int, sites: Literal["network", 
     training = frame[~test].groupby("hospital")["group"].first()
     drawn = draw_sites({str(k): int(v) for k, v in training.items()}, share=share, seed=(seed, fold, 0))
     reference = frame["hospital"].isin(drawn)
-    site = frame[sites].mask(reference, "reference").mask(test, "test-" + frame[sites])
+    site = frame[sites].mask(reference, "reference").mask(test, TESTS + frame[sites])
     role = np.select([test, reference], ["test", "reference"], "train")
     return frame.assign(site=site, role=role)
 

@@ -18,6 +18,7 @@ import pandas as pd
 import yaml
 from filelock import FileLock
 from numpy.typing import NDArray
+from PIL import Image
 
 from common.data.manifest import FILE_NAME
 from common.errors import ConsiliumError
@@ -26,6 +27,8 @@ PATIENTS = "patients.parquet"
 PARTIAL = ".partial"
 MARK = "GENERATED.json"
 """A root that holds this file holds no real patients."""
+TESTS = "test-"
+"""Begins the name of a site that only tests; the rest names the training site of the same unit or network, if there is one."""
 Data = Literal["real", "generated"]
 UNREADABLE = (OSError, EOFError, zlib.error, ValueError)  # pandas' parser errors and wrong encodings are ValueErrors
 
@@ -40,6 +43,11 @@ def data_folder(name: str, how_to_get: str) -> Path:
     if not root:
         raise ConsiliumError(f"CONSILIUM_DATA is not set: it names the folder that holds '{name}'. {how_to_get}")
     return Path(root) / name
+
+
+def write_png(pixels: NDArray[np.uint8], target: Path) -> None:
+    """Writes a grey [H, W] or coloured [H, W, 3] image, quickly: it is read a few times."""
+    Image.fromarray(pixels).save(target, format="png", compress_level=1)
 
 
 def official_or_twin(name: str, beside: Path, write: Callable[[Path], object], how_to_get: str) -> tuple[Path, list[str]]:

@@ -6,7 +6,7 @@ hardly recorded them, then every row with an empty cell (740 of 920 rows stay); 
 the rows test, drawn once by seed 43 and balanced by outcome. So the test rows are FLamby's own 254.
 
 Otherwise than there, a cholesterol or a resting blood pressure of 0 is an empty cell (Switzerland measured no cholesterol and
-wrote 0), and numbers are scaled. Neither removes a row.
+wrote 0), which removes no row, and numbers are scaled by the moments of all training sites together, not of each centre.
 """
 
 from __future__ import annotations

@@ -117,7 +117,8 @@ def test_a_site_that_only_evaluates_gets_a_local_student_that_can_read_something
 
     training = {"ash": holding(0), "elm": holding(1), "fir": holding(1, 2), "yew": holding(2)}
     tests = {f"{kind}-{i}": holding(*at) for kind, at in {"second": [1], "any": [0, 1, 2]}.items() for i in range(20)}
-    draw = local(replace(whole, training=training, testing=tests | {"none": holding(3)})).speaker
+    draw = local(replace(whole, training=training, testing=tests | {"none": holding(3), "test-fir": holding(0, 1, 2)})).speaker
+    assert draw("test-fir")[0] == "fir", "patients of a place are predicted by the student of that place"
     assert {draw(f"second-{i}")[0] for i in range(20)} == {"elm", "fir"}
     names = sorted(training)
     of_all = {site: names[derive_seed(whole.config.seed, "local", site) % 4] for site in tests | {"none": None}}

@@ -16,7 +16,7 @@ from sklearn.model_selection import train_test_split
 
 from common.data.manifest import REFERENCE_FOLDER
 from simulations.datasets import files
-from simulations.datasets.files import Data, differs, finish_sites, new_sites, place_file, with_split, write_site
+from simulations.datasets.files import TESTS, Data, differs, finish_sites, new_sites, place_file, with_split, write_site
 from simulations.datasets.mimic import tables
 from simulations.datasets.mimic.cxr import last_images
 from simulations.datasets.mimic.extraction import (
@@ -206,7 +206,7 @@ def _placed(frame: pd.DataFrame, labels: list[str], seed: int, reference: float)
         strata = worst if worst.value_counts().min() > 1 else None
         _, drawn = train_test_split(worst.index.to_numpy(), test_size=reference, random_state=seed, stratify=strata)
         role = role.mask((frame["part"] == "train") & frame["patient"].isin(drawn), "reference")
-    site = frame["unit"].where(role != "test", "test-" + frame["unit"]).where(role != "reference", REFERENCE_FOLDER)
+    site = frame["unit"].where(role != "test", TESTS + frame["unit"]).where(role != "reference", REFERENCE_FOLDER)
     split = np.where(frame["part"] == "val", "validation", "train")
     return frame.assign(role=role, site=site, split=split)
 

@@ -23,8 +23,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from common.errors import ConsiliumError
-from simulations.datasets.files import differs, origin, place_file, refuse, verified
-from simulations.datasets.mind.sites import Samples, Stored, digest, refuse_pointers, write_png
+from simulations.datasets.files import differs, origin, place_file, refuse, verified, write_png
+from simulations.datasets.mind.sites import Samples, Stored, digest, refuse_pointers
 
 FOLDER = "luma"
 TITLE = "LUMA without added noise"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image
 from sklearn.model_selection import train_test_split
 
 from common.data.manifest import REFERENCE_FOLDER
@@ -165,13 +163,6 @@ def _counts(rows: pd.DataFrame, modalities: Iterable[str]) -> dict[str, int]:
     held = {f"with {name}": int(rows[name].notna().sum()) for name in modalities}
     people = {"samples": len(rows), "patients": int(rows["patient"].nunique())}
     return people | held | {"sites": int(rows["site"].nunique())}
-
-
-def write_png(pixels: NDArray[np.uint8], target: Path) -> None:
-    """Writes a grey [H, W] or coloured [H, W, 3] image."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="png", compress_level=1)
-    target.write_bytes(buffer.getvalue())
 
 
 def refuse_pointers(files: Iterable[Path], how_to_get: str) -> None:

@@ -20,8 +20,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from common.errors import ConsiliumError
-from simulations.datasets.files import differs, origin, verified
-from simulations.datasets.mind.sites import Samples, Stored, write_png
+from simulations.datasets.files import differs, origin, verified, write_png
+from simulations.datasets.mind.sites import Samples, Stored
 
 FOLDER = "smnist"
 TITLE = "Written and spoken digits database, Zenodo 4452953"
