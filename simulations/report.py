@@ -282,6 +282,9 @@ def _methods(results: Results) -> list[str]:
         )
     head = ["method", "pattern", "n", *(NAMES.get(m, m) for m in metrics), "parameters", "MB per site", "evidence"]
     parts = [markdown_table([*head, f"`{MAIN}` against it, {main}"], rows)]
+    benchmark = benchmarks().get(results.benchmark)
+    if benchmark and benchmark.comparable and any(r.published for r in results.rows):
+        parts += [f"On published figures: {benchmark.comparable}\n"]
     if regions := _of_regions(results):
         told_of = {(r.method, r.output): r for r in regions}
         methods, outputs = (list(dict.fromkeys(key)) for key in zip(*told_of, strict=True))
@@ -299,7 +302,7 @@ def _methods(results: Results) -> list[str]:
         parts += ["With fewer modalities, against the best teacher of one of them:\n"]
         parts += [markdown_table(["given", f"`{MAIN}`, {main}", "teacher", "difference", "verdict"], lines)]
     parts += [f"- {line}" for line in _method_sentences(main, list(whole.values()), patterns)]
-    for metric in metrics[1:]:
+    for metric in main_metrics(results, len(NAMES))[1:]:
         others = [f"`{c.b}` {difference(bounds_of(c))} {verdict(c)}" for c in _all_against(results, metric, lone)]
         parts += [f"- In {NAMES.get(metric, metric)}, the student minus each: {'; '.join(others)}."] if others else []
     return [*parts, *_weights(results), ""]
