@@ -16,7 +16,7 @@ CENTRAL = ("model.dropout=0.1", "distill.epochs=5")
 TUNED = {
     "central": CENTRAL,
     "central-full": CENTRAL,
-    "fedavg": ("model.dropout=0.1", "refine.rounds=30", "refine.epochs=1", "refine.training.lr=0.002"),
+    "fedavg": ("model.dropout=0.1", "refine.rounds=15", "refine.epochs=1", "refine.training.lr=0.004"),
     "local": ("model.dropout=0.1",),
 }
 """Chosen for each on inner folds: docs/looks.md."""
