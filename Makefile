@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: setup  ## Six hospitals with different modalities teach one student (about 4 minutes with installing)
+demo: setup  ## Six hospitals with different modalities teach one student (some minutes, most of them installing)
 	@$(PY) -m simulations.launch demo $(OVERRIDES)
 
 test: lint  ## Run the linters and all tests

@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.table import Table
 
 from common import terminal
 from common.data.manifest import hospital_folders
 from common.errors import ConsiliumError
+from common.evaluation.metrics import METRICS, REGION_METRICS, REGRESSION_METRICS
+from common.evaluation.predictions import ALL, STUDENT, TEACHERS
+from common.evaluation.results import FILE_NAME, load_results
 from common.flower import run_flower, run_flower_at
 from server import checkpoint
 from server.run import read_config
@@ -54,6 +58,34 @@ def resume(
             resume=True,
         )
     typer.echo(f"Finished. Student, teachers, weights and record of the run lie in {run.resolve()}")
+
+
+@app.command()
+def show(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, like runs/demo/<time>.")],
+) -> None:
+    """Shows what the hospitals told of student and teachers, each of its own test patients, and the modality weights."""
+    state = checkpoint.load(run)
+    if state.phase != "finished":
+        raise ConsiliumError(
+            f"The run at {run} has no results yet (its state: {state.phase}). consilium-server resume RUN takes it up again."
+        )
+    results = load_results(run / FILE_NAME)
+    told = {(r.site or "", r.pattern, r.metric, r.method): r for r in results.rows if r.method in (STUDENT, TEACHERS)}
+    metrics = [m for m in (*METRICS, *REGRESSION_METRICS, *REGION_METRICS) if any(m == metric for _, _, metric, _ in told)][:2]
+    table = Table("hospital", "modalities given", "patients", *(f"{m}, {name}" for m in metrics for name in (STUDENT, TEACHERS)))
+    for site, pattern in sorted({key[:2] for key in told}, key=lambda key: (key[0], key[1] != ALL, key[1].count("+"), key[1])):
+        rows = [told.get((site, pattern, m, name)) for m in metrics for name in (STUDENT, TEACHERS)]
+        patients = next((str(row.n) for row in rows if row), "-")
+        given = "what each has" if pattern == ALL else pattern
+        table.add_row(site, given, patients, *("-" if row is None or row.mean is None else f"{row.mean:.3f}" for row in rows))
+    out = terminal.console()
+    out.print(f"{results.benchmark}: {'GENERATED patients' if results.data == 'generated' else 'real patients'}")
+    nothing = "No hospital told a result: each has too few test patients, or none (split.test, role: evaluate)."
+    out.print(table if told else nothing)
+    weights = {w.modality: w.value for w in results.weights if w.output is None}
+    out.print(f"Modality weights in the end (their sum is 1): {', '.join(f'{m} {v:.2f}' for m, v in weights.items())}")
+    out.print(f"Other metrics, every teacher and every output: {run / FILE_NAME}")
 
 
 def main() -> None:

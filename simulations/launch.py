@@ -20,6 +20,7 @@ from common.evaluation.metrics import metrics
 from common.evaluation.predictions import ALL, STUDENT, TEACHERS
 from common.evaluation.results import FILE_NAME, load_results
 from common.flower import run_flower
+from server.record import Record
 from simulations.cells import collect_predictions
 from simulations.consortium import write_demo
 
@@ -93,6 +94,8 @@ def show(run_dir: Path) -> None:
     last = {w.modality: w.value for w in results.weights}
     moved = ", ".join(f"{m} {first[m]:.2f} -> {v:.2f}" for m, v in last.items())
     print(f"Modality weights (what the teachers of each count in the consilium; they sum to 1), from start to end: {moved}")
+    if any(event["event"] == "equal-weights" for event in Record(run_dir).events()):
+        print("Equal ones were kept: learned ones were not better on the reference set by a standard error.")
 
 
 def _auroc(predictions: pd.DataFrame) -> str:

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from common.errors import ConsiliumError
+from common.evaluation.results import load_results
 from server import cli
 from tests.server import fakes
 from tests.server.fakes import Clock, Site
@@ -80,3 +81,20 @@ def test_a_fault_is_one_message_and_exit_code_1(
         cli.main()
     assert ended.value.code == 1
     assert capsys.readouterr().err.startswith("Error: No run at")
+
+
+def test_what_the_hospitals_told_is_shown(undisturbed: Path) -> None:
+    shown = CliRunner().invoke(cli.app, ["show", str(undisturbed)])
+    assert shown.exit_code == 0, shown.output
+    results = load_results(undisturbed / "results.json")
+    row = next(r for r in results.rows if r.method == "student" and r.pattern == "all" and r.metric == "auroc")
+    (line,) = [line for line in shown.output.splitlines() if str(row.site) in line and "what each has" in line]
+    assert str(row.n) in line
+    assert f"{row.mean:.3f}" in line
+    assert "Modality weights in the end" in shown.output
+
+
+def test_a_run_that_has_not_finished_has_nothing_to_show(interrupted: Path) -> None:
+    refused = CliRunner().invoke(cli.app, ["show", str(interrupted)])
+    assert isinstance(refused.exception, ConsiliumError)
+    assert "no results yet (its state: failed)" in str(refused.exception)

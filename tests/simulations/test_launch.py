@@ -19,6 +19,7 @@ from sklearn.metrics import roc_auc_score
 
 from common import flower
 from common.errors import ConsiliumError
+from server.record import Record
 from simulations import launch
 from simulations.consortium import write_tiny
 from simulations.inproc import run_inproc
@@ -230,6 +231,10 @@ def test_the_demonstration_shows_every_pattern_on_all_hospitals_patients(
     assert lines[0][3] == str(len(everybody))
     assert {line[0] for line in lines[1:]} == set(predictions["pattern"]) - {"all"}
     assert "they sum to 1), from start to end: admission 0.25 -> " in said
+    assert "Equal ones were kept" not in said  # tiny's weights move whatever they are worth
+    Record(run_dir).event("equal-weights", reason="said by the test")
+    launch.show(run_dir)
+    assert "Equal ones were kept" in capsys.readouterr().out
 
 
 def test_a_demonstration_that_fails_ends_with_exit_code_1_and_the_reason(
