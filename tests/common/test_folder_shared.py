@@ -77,6 +77,11 @@ def test_a_visit_of_a_file_of_its_own_is_told_by_the_patient_tables_row_and_the_
             "labs",
             "its rows have more cells than the header has names; take away the comma at the end of the rows",
         ),
+        (
+            lambda folder: [spoil(folder, row, lambda line: line.replace(",", ";") + ",5") for row in range(1, 122)],
+            "labs",
+            "the file is separated by semicolons: write it with commas, and numbers with decimal points (1.5, not 1,5)",
+        ),
         (lambda folder: spoil(folder, 9, lambda line: f'"{line}'), "labs", "a quote that opens in row 9 is never closed"),
         (lambda folder: spoil(folder, 9, lambda line: f"{line}é"), "labs", "row 9 of the file is not in encoding 'utf-8'; save"),
     ],

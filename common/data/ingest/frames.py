@@ -22,6 +22,7 @@ NO_NUMBER = (
 )
 MISSING = ("", "NA", "N/A", "n/a", "<NA>", "NaN", "nan", "NULL", "null")
 """Cells of a CSV file that are empty: what spreadsheets, R, SQL and pandas write. ``None`` is none, it may be a category."""
+SEMICOLONS = "separated by semicolons: write it with commas, and numbers with decimal points (1.5, not 1,5)"
 LARGEST = float(np.finfo(np.float32).max)
 Parsed = tuple[NDArray[np.float64], NDArray[np.bool_]]
 
@@ -79,12 +80,23 @@ def read_frame(path: Path) -> pd.DataFrame:
     except pd.errors.EmptyDataError:
         raise IngestError.at(HEADER, None, "the file is empty; export it again") from None
     except Exception as error:  # pandas and pyarrow raise many kinds, whose texts may quote cells
+        _refuse_semicolons(path)
         cause = _uneven(error) or f" ({type(error).__name__}); export it again"
         raise IngestError.at(HEADER, None, f"the file cannot be read as {path.suffix[1:] or 'CSV'}{cause}") from None
     if not isinstance(frame.index, pd.RangeIndex):  # pandas names rows by what it has no header for
+        _refuse_semicolons(path)
         remedy = "take away the comma at the end of the rows, or give every column a name"
         raise IngestError.at(HEADER, None, f"its rows have more cells than the header has names; {remedy}")
     return frame
+
+
+def _refuse_semicolons(path: Path) -> None:
+    """Raises IngestError if semicolons separate the names of a CSV file: its decimal commas then look like ends of cells."""
+    if path.suffix == ".csv":
+        with path.open(encoding="utf-8", errors="replace") as file:
+            header = file.readline()
+        if header.count(";") > header.count(","):
+            raise IngestError.at(HEADER, None, f"the file is {SEMICOLONS}") from None
 
 
 def _first_undecodable(path: Path) -> str:
@@ -110,7 +122,7 @@ def _uneven(error: Exception) -> str:
 
 def separated(frame: pd.DataFrame) -> str:
     """Returns what to do where columns are missing because semicolons stand between them; empty where that is not so."""
-    return ". It is separated by semicolons: write it with commas." if any(";" in str(c) for c in frame) else ""
+    return f". It is {SEMICOLONS}." if any(";" in str(c) for c in frame) else ""
 
 
 def alike(column: str, frame: pd.DataFrame) -> str:
