@@ -141,13 +141,8 @@ class Task:
             raise ValueError("the modalities of a segmentation task, and of no other, are of kind 'volume'")
         if len({(m.voxels, m.spacing_mm) for m in volumes}) > 1:
             raise ValueError("the volumes of a task have the same 'voxels' and 'spacing_mm'")
-        for name in self.modalities:
-            if not NAME.fullmatch(name) or name in RESERVED or hasattr(nn.ModuleDict(), name):
-                rule = (
-                    "letters, digits, '_' and '-', a letter first, not 'all', 'complete', 'fusion', 'labels' or 'shared', nor a "
-                    "word that PyTorch's modules use, such as 'values' or 'type'"
-                )
-                raise ValueError(f"'{name}' is no name for a modality: {rule}")
+        for fault in filter(None, map(no_name, self.modalities)):
+            raise ValueError(fault)
         return self
 
     @property
@@ -157,6 +152,16 @@ class Task:
         That of a segmentation is ``mask``, a column of paths.
         """
         return {"multiclass": ("class",), "segmentation": (MASK,)}.get(self.type, self.outputs)
+
+
+def no_name(word: str) -> str:
+    """Returns why a modality cannot be called so, as networks and tables use the name; empty if it can."""
+    if NAME.fullmatch(word) and word not in RESERVED and not hasattr(nn.ModuleDict(), word):
+        return ""
+    return (
+        f"'{word}' is no name for a modality: letters, digits, '_' and '-', a letter first, not 'all', 'complete', 'fusion', "
+        "'labels' or 'shared', nor a word that PyTorch's modules use, such as 'values' or 'type'"
+    )
 
 
 def pattern_name(modalities: Iterable[str]) -> str:

@@ -22,17 +22,17 @@ from rich.table import Table
 from common import terminal
 from common.config import TASK_FILE, load_config
 from common.data.ingest.frames import IngestError, numbers, read_frame, separated, texts
-from common.data.manifest import FILE_NAME, REFERENCE_FOLDER, SAME, Limits
+from common.data.manifest import FILE_NAME, REFERENCE_FOLDER, SAME
 from common.errors import ConsiliumError, nearest, no_file
 from common.task import Task
 from simulations.benchmarks.base import CUSTOM
+from simulations.doubts import FEWEST, doubts
 from simulations.new_task import Names, infer_task, parse
 
 PATIENTS = "patients.csv"
 ROW = "row"
 TEST_SITE = "test"
 MOST_WHOLE = 2**53
-FEWEST = Limits().min_count
 NAME, OWN = "patient's name", "own site"
 
 
@@ -77,7 +77,8 @@ def split_table(
         task_file: Of the task; if it exists, its features are the columns of these names.
         out: New folder.
         wish: How the table is dealt.
-        say: Told which rows are left out, what is not called as the user wrote it, and what the new task is.
+        say: Told how many rows each class has, what looks like a mistake (:func:`doubts`), which rows are left out, what is not
+            called as the user wrote it, and what the new task is.
 
     Returns:
         One row per site: ``site``, ``role``, ``visits``, ``patients`` and the visits with each modality.
@@ -97,7 +98,7 @@ def split_table(
     new = not task_file.exists()
     if new:
         task_file.parent.mkdir(parents=True, exist_ok=True)
-        inferred = infer_task(frame, table.stem, wish.labels, wish.modalities, special)
+        inferred = infer_task(frame, table, wish.labels, wish.modalities, special)
         text = yaml.safe_dump(inferred, sort_keys=False, default_flow_style=None, width=120)
         task_file.write_text(text, encoding="utf-8")
     elif wish.modalities:
@@ -109,6 +110,9 @@ def split_table(
             if column != output and task.type != "multiclass":
                 say(f"Column '{column}' is taken for output '{output}' of task '{task.name}'.")
         _refuse_features(task, task_file, {*labels.values(), *special})
+        _columns(frame, task)  # refuses a task that cannot be cut out of this table
+        for doubt in doubts(frame, task, labels.values(), wish.patient, wish.by):
+            say(doubt)
         dealt = _write(_labelled(frame, labels, say), task, labels, out, wish, say)
         if new:
             say(f"Written {task_file}: {task.type}, {', '.join(task.outputs)}. Correct it if that is not what the table means.")
@@ -134,6 +138,8 @@ def _read(table: Path, needed: Names) -> pd.DataFrame:
     for column in needed:
         if column not in frame:
             raise ConsiliumError(f"{table} has no column '{column}'{separated(frame) or nearest(column, map(str, frame))}")
+    if frame.empty:
+        raise ConsiliumError(f"{table} has no rows. Write one per visit, below the header.")
     return frame.rename(columns=str)
 
 

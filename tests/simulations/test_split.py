@@ -149,9 +149,11 @@ def test_a_task_that_is_there_already_names_the_columns(table: Path) -> None:
         ({"sites": 44}, r"216 patients are left for them, fewer than 5 each.*at most 43"),
         ({"sites": 2, "modalities": ["rna=rns_*"]}, r"no column fits 'rns_\*'"),
         ({"sites": 2, "modalities": ["rna"]}, "is not of the form NAME=COLUMN"),
-        ({"sites": 2, "modalities": ["all=rna_1,died"]}, "'died' is a label"),
-        ({"sites": 2, "modalities": ["who=pid"]}, "Column 'pid' holds 120 different texts"),
-        ({"sites": 2, "modalities": ["1st=age"]}, "'1st' is no name for a modality"),
+        ({"sites": 2, "modalities": ["genes=rna_1,died"]}, "'died' is a label"),
+        ({"sites": 2, "modalities": ["who=pid"]}, r"all\.csv: column 'pid' holds 120 different texts"),
+        ({"sites": 2, "modalities": ["1st=age"]}, "--modality 1st: '1st' is no name for a modality"),
+        ({"sites": 2, "modalities": ["all=*"]}, "--modality all: 'all' is no name for a modality"),
+        ({"sites": 2, "modalities": ["rna=RNA_*"]}, r"no column fits 'RNA_\*'; did you mean 'rna_\*'\?$"),
         ({"sites": 2, "hold": ["site-3=rna"]}, "no site 'site-3'; did you mean"),
         ({"sites": 2, "hold": ["site-1=rnb"]}, "no modality 'rnb'; did you mean 'rna'"),
     ],
@@ -162,11 +164,12 @@ def test_what_cannot_be_done_is_said_and_nothing_is_written(table: Path, wish: d
     assert [f.name for f in table.parent.iterdir()] == ["all.csv"]
 
 
-def test_stray_words_in_a_column_of_numbers_are_named_with_their_row(table: Path) -> None:
+def test_stray_words_in_columns_of_numbers_are_named_with_file_and_row(table: Path) -> None:
     frame = pd.read_csv(table, dtype=str)
-    frame.loc[7, "age"] = "sixty"
+    frame.loc[7, "age"], frame.loc[[3, 4], "rna_2"] = "<20", "1,4"
     frame.to_csv(table, index=False)
-    with pytest.raises(ConsiliumError, match=r"Column 'age' holds numbers, but something else in 1 row\(s\), first row 9"):
+    said = r"all\.csv: 2 column\(s\) hold .*: 'rna_2' in 2 row\(s\), first row 5, 'age' in 1 row\(s\), first row 9\. A decimal"
+    with pytest.raises(ConsiliumError, match=said):
         split(table, sites=2)
 
 
@@ -227,7 +230,7 @@ def test_a_label_column_of_another_name_is_said_to_be_the_output(table: Path) ->
     (table.parent / "TASK.yaml").write_text(yaml.safe_dump({"name": "own", "modalities": modalities} | OF_EVENTS))
     said: list[str] = []
     split(table, said, sites=2, labels=["bled"], modalities=())
-    assert said == ["Column 'bled' is taken for output 'death' of task 'own'."]
+    assert said[0] == "Column 'bled' is taken for output 'death' of task 'own'." and len(said) == 2
 
 
 @pytest.mark.parametrize(
@@ -265,7 +268,7 @@ def test_rows_without_a_label_are_left_out_and_said_to_be(table: Path, labels: l
     frame.to_csv(table, index=False)
     told: list[str] = []
     dealt, task, out = split(table, told, sites=2, labels=labels)
-    assert told[0] == said and len(told) == 2
+    assert told[len(labels)] == said and len(told) == len(labels) + 2
     assert dealt["visits"].sum() == int(frame[labels].notna().all(axis=1).sum()) == 240 - int(said.split()[0])
     assert not any(c.findings for c in opened(out, task).values())
 
@@ -287,8 +290,8 @@ def test_names_of_sites_are_written_in_plain_letters_and_understood_as_they_were
     said: list[str] = []
     told, _, out = split(table, said, by="ward", patient="pid", reference=0.0, hold=["Köln-Süd=rna"])
     assert list(told["site"]) == ["7", "Koln-Sud", "St.-Anne"]
-    assert said[:2] == ["Site 'Köln-Süd' is written 'Koln-Sud'.", "Site 'St. Anne' is written 'St.-Anne'."]
-    (wrote,) = said[2:]
+    assert said[1:3] == ["Site 'Köln-Süd' is written 'Koln-Sud'.", "Site 'St. Anne' is written 'St.-Anne'."]
+    (wrote,) = said[3:]
     assert re.fullmatch(r"Written .*\.yaml: binary, died\. Correct it if .*", wrote), wrote
     assert list(load_manifest(out / "Koln-Sud").modalities) == ["rna"]
 
@@ -299,9 +302,24 @@ def test_whole_numbers_stay_whole_where_cells_are_empty(table: Path) -> None:
     assert 0 < len(cells) < 240 and not cells.str.contains(".", regex=False).any()
 
 
+def test_a_table_without_rows_or_with_one_class_is_called_so(table: Path) -> None:
+    frame = pd.read_csv(table)
+    frame.assign(stage="I").to_csv(table, index=False)
+    with pytest.raises(ConsiliumError, match=r"all\.csv: column 'stage' holds one class alone, 'I'"):
+        split(table, sites=2, labels=["stage"])
+    frame.iloc[:0].to_csv(table, index=False)
+    with pytest.raises(ConsiliumError, match=r"all\.csv has no rows\. Write one per visit"):
+        split(table, sites=2)
+
+
 def test_a_table_that_is_not_there_or_has_semicolons_is_called_so(table: Path) -> None:
     with pytest.raises(ConsiliumError, match=r"al\.csv does not exist; did you mean 'all\.csv'"):
         split(table.with_name("al.csv"), sites=2)
     pd.read_csv(table).to_csv(table, index=False, sep=";")
     with pytest.raises(ConsiliumError, match=r"has no column 'died'\. It is separated by semicolons"):
+        split(table, sites=2)
+    pd.read_csv(table, sep=";").to_csv(table, index=False, sep=";", decimal=",")
+    with pytest.raises(
+        ConsiliumError, match=r"all\.csv: the file is separated by semicolons: .* decimal points \(1\.5, not 1,5\)"
+    ):
         split(table, sites=2)
