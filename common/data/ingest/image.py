@@ -13,6 +13,7 @@ from pydicom.pixels.processing import apply_modality_lut
 from common.data.ingest.frames import IngestError
 
 RASTER = {".png", ".jpg", ".jpeg"}
+UNREADABLE = "it is damaged, cut short or no image, or this user may not read it"
 GREY = {"MONOCHROME1", "MONOCHROME2"}
 
 
@@ -36,9 +37,9 @@ def read_image(path: Path, pixels: int) -> NDArray[np.generic]:
         grey = _raster(path) if path.suffix.lower() in RASTER else _dicom(path)
     except IngestError:
         raise
-    except Exception as error:  # pydicom's and Pillow's plug-ins raise many kinds, whose texts may quote headers
+    except Exception:  # pydicom's and Pillow's plug-ins raise many kinds, whose texts may quote headers
         remedy = "export it again as DICOM, PNG or JPEG, or leave the cell empty"
-        raise IngestError(f"the image cannot be read ({type(error).__name__}); {remedy}") from None
+        raise IngestError(f"the image cannot be read: {UNREADABLE}; {remedy}") from None
     low, high = np.percentile(grey, [1, 99])
     if not high > low:  # NaN included, which a broken rescale slope leaves
         raise IngestError("the image is empty: all grey values are equal or no numbers; export it again, or leave the cell empty")
