@@ -120,7 +120,8 @@ class Prepare:
         """Mirrors the sites, opens them once as a run will, and counts what they hold.
 
         Raises:
-            ConsiliumError: If the files have changed since the run was planned, or a site refuses.
+            ConsiliumError: If the files have changed since the run was planned, a site refuses, or no site can train on a
+                modality.
         """
         if source_checksum(self.task, self.sites) != self.checksum:
             raise ConsiliumError(f"{self.task} or files in {self.sites} have changed since the run began. Start it anew.")
@@ -131,6 +132,7 @@ class Prepare:
         except TooManyFaults as error:
             listed = f"The faults are listed by: consilium-client check {self.sites} --task {self.task}"
             raise TooManyFaults(f"{error} {listed}", error.findings) from None
+        _refuse_unheld(consortium, {m.site: m.limits.min_count for m in _manifests(folder).values()})
         return {
             "n": _counts(consortium),
             "exclusions": _exclusions(consortium),
@@ -201,6 +203,28 @@ def _mirror(source: Path, target: Path, home: Path | None = None) -> None:
                     shutil.copy2(entry, place)
     except OSError as error:
         raise ConsiliumError(f"Files in {source} cannot be read ({type(error).__name__}). Let this user read them.") from None
+
+
+def _refuse_unheld(consortium: Consortium, counts: Mapping[str, int]) -> None:
+    """Raises ConsiliumError if no site has enough training visits with a modality, as enrolling would find in every cell.
+
+    Args:
+        consortium: Of all sites; without meta patients, so that none has fewer training visits here than in a run.
+        counts: Site -> smallest count that it tells.
+    """
+    config = consortium.config
+    training = {site: c.part("train") for site, c in consortium.training.items() if site != REFERENCE_FOLDER}
+    unheld = [
+        name
+        for name in config.task.modalities
+        if all(len(c.holding(name)) < max(counts[site], config.federation.min_patients) for site, c in training.items())
+    ]
+    if unheld:
+        raise ConsiliumError(
+            f"No site trains on {', '.join(unheld)}, which task '{config.task.name}' asks for: none has enough training visits "
+            "with it (federation.min_patients; limits.min_count in a manifest). Add a site that holds it, or take it out of the "
+            "task and the manifests."
+        )
 
 
 def _counts(consortium: Consortium) -> dict[str, dict[str, int]]:

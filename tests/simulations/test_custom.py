@@ -262,6 +262,17 @@ def test_a_site_that_refuses_ends_the_run_in_its_own_words(own: Path, monkeypatc
     assert "memory" not in said and "process" not in said
 
 
+@pytest.mark.parametrize("kept", [0, 4])
+def test_a_modality_that_no_site_trains_on_ends_the_run_before_its_first_cell(own: Path, tmp_path: Path, kept: int) -> None:
+    shutil.rmtree(own / "sites" / "site-1")
+    for site in ("site-2", "site-3"):
+        table = pd.read_csv(own / "sites" / site / "patients.csv")
+        table.loc[kept:, [c for c in map(str, table) if c.startswith("prot_")]] = np.nan
+        table.to_csv(own / "sites" / site / "patients.csv", index=False)
+    with pytest.raises(ConsiliumError, match=r"No site trains on prot, which task 'all' asks for.*Add a site that holds it"):
+        benchmark(own).prepare(tmp_path / "sites", Split(0, 0))
+
+
 def test_a_regression_is_compared_with_the_median(own: Path) -> None:
     raw = yaml.safe_load((own / "TASK.yaml").read_text())
     assert "median" not in benchmark(own).methods
