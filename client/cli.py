@@ -30,14 +30,16 @@ from common.data.manifest import (
     load_manifest,
     reference_folder,
     stray_folders,
+    unlabelled,
 )
-from common.data.quality import column_warnings, mask_warnings, shared_patients, split_warnings, unit_warnings
+from common.data.quality import column_warnings, mask_warnings, modality_warnings, shared_patients, split_warnings, unit_warnings
 from common.errors import ConsiliumError, TooManyFaults
 
 OWN_TASK = "custom"  # the experiment for any task
 MOST_ALIKE = 10
 OTHER_TASK = "Pass --task TASK.yaml if the site is for another task, or --experiment NAME."
-EMPTY = "every modality is empty, of a series within the task's steps. Fill one in where there is something, or leave the row out"
+EMPTY = "every modality is empty{}. Fill one in where there is something, or leave the row out"
+OF_SERIES = ", of a series within the task's steps"
 NO_SITE = "a folder without a manifest is no site: nobody uses what lies there. Write a manifest, or move the folder away"
 
 app = terminal.command_line(__doc__)
@@ -51,6 +53,9 @@ def check(
     ],
     experiment: Annotated[str, typer.Option(help="Experiment whose task the files are for.")] = "demo",
     task: Annotated[Path | None, typer.Option(metavar="TASK.yaml", help="A task of your own instead.")] = None,
+    predict: Annotated[
+        bool, typer.Option("--predict", help="The visits shall only be predicted: labels are neither asked for nor read.")
+    ] = False,
 ) -> None:
     """Opens the hospital's files as a run would, counts them and lists every fault; nothing leaves this machine."""
     config = load_config(OWN_TASK, [f"{TASK_FILE}{task.resolve()}"]) if task else load_config(experiment)
@@ -58,11 +63,16 @@ def check(
     places = [found for path in paths for found in _sites(path)]
     if len(places) == 1 and places == paths:
         folder = places[0] if places[0].is_dir() else places[0].parent
-        if _check_site(folder, load_manifest(places[0]), config, console)[0].findings:
+        if _check_site(folder, _manifest(places[0], predict=predict), config, console, labels=not predict)[0].findings:
             raise typer.Exit(1)
         return
-    if not _check_several(places, [f for path in paths for f in _strays(path)], config, console):
+    if not _check_several(places, [f for path in paths for f in _strays(path)], config, console, predict=predict):
         raise typer.Exit(1)
+
+
+def _manifest(place: Path, *, predict: bool) -> Manifest:
+    """Returns a site's manifest, as ``consilium-bench predict`` takes it if that is what the site is for."""
+    return unlabelled(load_manifest(place)) if predict else load_manifest(place)
 
 
 def _sites(path: Path) -> list[Path]:
@@ -77,7 +87,7 @@ def _strays(path: Path) -> list[Finding]:
     return [Finding(f"{stray.name}/{FILE_NAME}", HEADER, "", NO_SITE) for stray in strays]
 
 
-def _check_several(places: Sequence[Path], strays: Sequence[Finding], config: Config, console: Console) -> bool:
+def _check_several(places: Sequence[Path], strays: Sequence[Finding], config: Config, console: Console, *, predict: bool) -> bool:
     """Checks sites one by one and then beside each other; returns whether no site has a fault.
 
     Their splits are as ``consilium-bench run custom`` has them; the reference set has no test patients anywhere.
@@ -85,7 +95,7 @@ def _check_several(places: Sequence[Path], strays: Sequence[Finding], config: Co
     manifests: dict[Path, Manifest] = {}
     for place in places:
         with _refusals(console):
-            manifests[place if place.is_dir() else place.parent] = load_manifest(place)
+            manifests[place if place.is_dir() else place.parent] = _manifest(place, predict=predict)
     if config.name == OWN_TASK:
         evaluated = any(m.role == "evaluate" for m in manifests.values())
         judged = any(m.labels for folder, m in manifests.items() if folder.name == REFERENCE_FOLDER)
@@ -96,7 +106,7 @@ def _check_several(places: Sequence[Path], strays: Sequence[Finding], config: Co
     for folder, manifest in manifests.items():
         mine = replace(config, split=replace(config.split, test=0.0)) if folder.name == REFERENCE_FOLDER else config
         with _refusals(console):
-            cohorts[folder], number = _check_site(folder, manifest, mine, console)
+            cohorts[folder], number = _check_site(folder, manifest, mine, console, labels=not predict)
             within += number
     named = False
     with _refusals(console):
@@ -124,10 +134,10 @@ def _refusals(console: Console) -> Iterator[None]:
         console.print(f"Refused: {escape(str(error))}", soft_wrap=True)
 
 
-def _check_site(folder: Path, manifest: Manifest, config: Config, console: Console) -> tuple[Cohort, int]:
+def _check_site(folder: Path, manifest: Manifest, config: Config, console: Console, *, labels: bool) -> tuple[Cohort, int]:
     """Opens a site and prints what is in it; returns its patients and the number of warnings."""
     console.print(f"Site: {manifest.site}")
-    if folder.resolve().name != REFERENCE_FOLDER:
+    if labels and folder.resolve().name != REFERENCE_FOLDER:
         check_labels(manifest)
     try:
         check_against_task(manifest, config.task)
@@ -145,8 +155,13 @@ def _check_site(folder: Path, manifest: Manifest, config: Config, console: Conso
     _show_counts(cohort, console)
     _show_findings("Findings", cohort.findings, console)
     if cohort.empty:
-        _show_findings("Left out, and no fault", [Finding(manifest.patients, row, "", EMPTY) for row in cohort.empty], console)
-    warnings = [*column_warnings(folder, manifest, cohort), *mask_warnings(manifest, cohort)]
+        problem = EMPTY.format(OF_SERIES if any(m.kind == "series" for m in config.task.modalities.values()) else "")
+        _show_findings("Left out, and no fault", [Finding(manifest.patients, row, "", problem) for row in cohort.empty], console)
+    warnings = [
+        *modality_warnings(manifest, cohort),
+        *column_warnings(folder, manifest, cohort),
+        *mask_warnings(manifest, cohort),
+    ]
     if folder.resolve().name != REFERENCE_FOLDER:
         warnings += split_warnings(manifest, cohort, config.split)
     if warnings:

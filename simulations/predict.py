@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +16,7 @@ from common.config import Config
 from common.data.cohort import Cohort, Finding
 from common.data.folder import open_cohort
 from common.data.ingest.frames import HEADER, read_frame
-from common.data.manifest import load_manifest
+from common.data.manifest import load_manifest, unlabelled
 from common.data.standardise import Standardisation
 from common.errors import ConsiliumError, TooManyFaults, no_file
 from common.evaluation.predictions import student_speaker
@@ -36,7 +35,8 @@ MOST_SHOWN = 10
 def predict(run: Path, folder: Path, out: Path, say: Callable[[str], None]) -> pd.DataFrame:
     """Predicts every visit of a folder with the modalities that it has, and writes what is predicted.
 
-    Labels are neither needed nor read.
+    Labels are neither needed nor read. Visits with a fault are left out, whatever their share: the others are predicted as they
+    would be without them.
 
     Args:
         run: Run directory, or that of a benchmark's run (:func:`find_run`).
@@ -98,7 +98,7 @@ def find_run(place: Path) -> Path:
     if not cells:
         raise ConsiliumError(
             f"{home} holds no student of a finished run. Name a run directory, like runs/custom/<time>; a run that was "
-            "interrupted goes on with the command that began it."
+            "interrupted is finished by the command that began it."
         )
     return cells[0]
 
@@ -107,9 +107,8 @@ def _open(folder: Path, config: Config, say: Callable[[str], None]) -> Cohort:
     """Returns everybody in a folder, without labels; says who is left out."""
     manifest = load_manifest(folder)
     home = folder if folder.is_dir() else folder.parent
-    asked = replace(manifest, role="evaluate", labels={}, label_units={}, split=None)
     try:
-        cohort = open_cohort(home, asked, config.task, config.split, config.seed)
+        cohort = open_cohort(home, unlabelled(manifest), config.task, config.split, config.seed)
     except TooManyFaults as error:
         _tell(error.findings, say)
         raise

@@ -40,6 +40,7 @@ from common.errors import BARE_YES, ConsiliumError, is_bare_yes, keys_at, neares
 from common.task import STRICT, Kind, Modality, Task, misspelt
 
 FILE_NAME = "manifest.yaml"
+TABLES = (".csv", ".parquet")
 OWN_FOLDER = ".consilium"
 REFERENCE_FOLDER = "reference"
 SAME = "same"
@@ -149,6 +150,12 @@ def spelled_out(manifest: Manifest, task: Task) -> Manifest:
     return replace(manifest, modalities={n: s.spelled_out(task.modalities[n]) for n, s in manifest.modalities.items()})
 
 
+def unlabelled(manifest: Manifest) -> Manifest:
+    """Returns a manifest of visits that are only predicted: all of them, whatever their share with a fault and without labels."""
+    limits = replace(manifest.limits, bad_rows=1.0)
+    return replace(manifest, role="evaluate", labels={}, label_units={}, split=None, limits=limits)
+
+
 def hospital_folders(sites: Path) -> list[Path]:
     """Returns the hospitals' folders of a sites folder, in the order of their names: node i of a simulation is the i-th."""
     return sorted(p.parent for p in sites.glob(f"*/{FILE_NAME}") if p.parent.name != REFERENCE_FOLDER)
@@ -202,13 +209,19 @@ def load_manifest(path: Path, name: str | None = None) -> Manifest:
         name: What errors call the file; by default its path, which is for people on this machine only.
 
     Raises:
-        ConsiliumError: If the file is missing, is no YAML, or does not fit the format. Cell values are not quoted.
+        ConsiliumError: If the file is missing, is no manifest or no YAML, or does not fit the format. Cell values are not quoted.
     """
     file = path / FILE_NAME if path.is_dir() else path
     name = name or str(file)
     if not file.is_file():
         raise ConsiliumError(
             f"No manifest: {name} does not exist. Write one (format: README, 'Your hospital's files') or correct the path."
+        )
+    if file.suffix in TABLES:
+        raise ConsiliumError(
+            f"{name} is a table and no manifest. Name a folder that holds a {FILE_NAME}, or that file. consilium-bench split "
+            f"makes such folders of one table; or copy a site's {FILE_NAME} into the table's folder and name the table there, "
+            "under 'patients'."
         )
     try:
         raw = yaml.safe_load(file.read_text(encoding="utf-8"))

@@ -17,6 +17,10 @@ from common.data.standardise import moments
 from common.task import MASK, Modality
 
 EMPTY = "no visit has a value, so nothing is learned from it. Check the export, or take the variable out of the manifest"
+ABSENT = (
+    "no visit that is used has a value of '{}', so nothing is learned from it. Check the export, or take the modality out of the "
+    "manifest"
+)
 CONSTANT = "every value is the same, so nothing is learned from it. Check the export, or take the variable out of the manifest"
 SENTINELS = (-9, -99, -999, -9999, -99999, -999999, 999, 9999, 99999, 999999)
 SENTINEL = "holds {} more than once, far from all other values: a code for a missing value? Leave such cells empty"
@@ -56,6 +60,17 @@ def column_warnings(folder: Path, manifest: Manifest, cohort: Cohort) -> tuple[F
                 problems = {f: p.replace("manifest", IN_TASK) for f, p in problems.items()}
             found += [Finding(file, HEADER, v.column, problems[f]) for f, v in source.variables.items() if f in problems]
     return tuple(found)
+
+
+def modality_warnings(manifest: Manifest, cohort: Cohort) -> tuple[Finding, ...]:
+    """Returns the modalities that a manifest names, and of which no visit has anything.
+
+    Args:
+        manifest: What the folder says it holds.
+        cohort: Its patients, all of them.
+    """
+    absent = [name for name in manifest.modalities if len(cohort) and not len(cohort.holding(name))]
+    return tuple(Finding(manifest.patients, HEADER, manifest.modalities[n].column or "", ABSENT.format(n)) for n in absent)
 
 
 def _doubtful(modality: Modality, held: Cohort, name: str) -> dict[str, str]:

@@ -297,3 +297,50 @@ def test_a_fault_of_the_task_is_told_once_with_file_and_key_and_without_the_task
 def test_a_site_that_refuses_is_not_sent_to_the_command_that_it_runs(alder: Path) -> None:
     lose_notes(alder, 30)
     assert "consilium-client" not in str(check(alder).exception)
+
+
+def without_series(folder: Path) -> tuple[Path, Path]:
+    """Returns a task of two tables, and a site of it whose third visit holds nothing; nobody there has a scan."""
+    folder.mkdir()
+    modalities = {name: {"kind": "table", "features": [name]} for name in ("crp", "ct")}
+    task = {"name": "own", "type": "binary", "outputs": ["ill"], "modalities": modalities}
+    (folder / "TASK.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
+    head = {"site": "ash", "patients": "patients.csv", "patient": "row", "visit": "row", "labels": {"ill": "ill"}}
+    held = {name: {"kind": "table", "variables": "same"} for name in modalities}
+    (folder / FILE_NAME).write_text(yaml.safe_dump(head | {"modalities": held}), encoding="utf-8")
+    table = pd.DataFrame({"row": range(40), "ill": [0, 1] * 20, "crp": [i / 7 for i in range(40)], "ct": None})
+    table.loc[2, "crp"] = None
+    table.to_csv(folder / "patients.csv", index=False)
+    return folder, folder / "TASK.yaml"
+
+
+def test_a_modality_that_no_visit_has_is_a_warning(tmp_path: Path) -> None:
+    folder, task = without_series(tmp_path / "ash")
+    done = check(folder, "--task", task)
+    said = " ".join(done.output.replace("│", " ").split())
+    assert done.exit_code == 0 and "Warnings: 1" in said and "no visit that is used has a value of 'ct'" in said
+    assert ("patients.csv", "1", "") in listed(done.output)
+    change(folder, "  ct:\n    kind: table\n    variables: same\n", "")
+    assert "Warnings" not in check(folder, "--task", task).output
+
+
+def test_series_are_spoken_of_only_where_the_task_has_some(tmp_path: Path) -> None:
+    folder, task = without_series(tmp_path / "ash")
+    said = " ".join(check(folder, "--task", task).output.replace("│", " ").split())
+    assert "every modality is empty. Fill one in" in said and "series" not in said
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_folder_that_shall_only_be_predicted_is_checked_without_labels(tmp_path: Path, alone: bool) -> None:
+    folder, task = without_series(tmp_path / "ash")
+    without_labels(folder)
+    place = folder if alone else tmp_path
+    refused = check(place, "--task", task)
+    assert refused.exit_code == 1 and "has no labels" in f"{refused.output}{refused.exception}"
+    done = check(place, "--task", task, "--predict")
+    assert done.exit_code == 0 and "Visits per label: none" in done.output, done.output
+    table = pd.read_csv(folder / "patients.csv").astype(object)
+    table.loc[:9, "crp"] = "?"
+    table.drop(columns="ill").to_csv(folder / "patients.csv", index=False)
+    done = check(place, "--task", task, "--predict")
+    assert done.exit_code == 1 and "Findings: 10" in done.output and "Visits used: 30 of 40 rows" in done.output

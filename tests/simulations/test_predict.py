@@ -112,10 +112,13 @@ def test_who_is_left_out_is_said_without_naming_anybody(binary: Path, new: Path,
     assert "patients.csv, row 5, column 'rna_1': column 'rna_1' holds text or infinity" in text
     assert "2 of 30 row(s) are left out: 1 with a fault, 1 with none of rna, prot." in text
     assert "28 visit(s) of task 'all'" in text and "secret" not in text
-    table.assign(rna_1="?").to_csv(file, index=False)
-    with pytest.raises(TooManyFaults, match=r"limits\.bad_rows"):
+    table.assign(rna_1=["?"] * 29 + [1]).to_csv(file, index=False)
+    predicted = predict(binary / "run", new, tmp_path / "one.csv", said.append)
+    assert predicted["row"].tolist() == [31] and predicted["ill"].tolist() == pytest.approx(written["ill"].tolist()[-1:], abs=0.5)
+    assert "... and 19 more faults" in said and "29 of 30 row(s) are left out: 29 with a fault, 0 with none of rna, prot." in said
+    table.assign(visit=1, row=1).to_csv(file, index=False)
+    with pytest.raises(TooManyFaults, match="names a visit twice"):
         predict(binary / "run", new, tmp_path / "other.csv", said.append)
-    assert "... and " in said[-1]
     table.assign(**dict.fromkeys(omics)).to_csv(file, index=False)
     with pytest.raises(ConsiliumError, match="no visit that can be predicted"):
         predict(binary / "run", new, tmp_path / "other.csv", said.append)
@@ -139,6 +142,9 @@ def test_what_cannot_be_predicted_is_said_and_nothing_is_written(binary: Path, n
     refused(binary / "runs", new, r"runs does not exist; did you mean 'run'")
     refused(binary / "sites", new, r"holds no student of a finished run.*runs/custom/<time>")
     refused(binary / "run", binary / "sites", r"No manifest")
+    refused(
+        binary / "run", new / "patients.csv", r"patients\.csv is a table and no manifest\. Name a folder .*consilium-bench split"
+    )
     refused(binary / "run", new, r"patients\.csv exists already.*--out", new / "patients.csv")
     refused(binary / "run", new, r"cannot be written.*--out", new / "patients.csv" / "scores.csv")
     (new / "manifest.yaml").write_text((new / "manifest.yaml").read_text().replace("rna", "dna"))
