@@ -32,7 +32,15 @@ from common.data.manifest import (
     stray_folders,
     unlabelled,
 )
-from common.data.quality import column_warnings, mask_warnings, modality_warnings, shared_patients, split_warnings, unit_warnings
+from common.data.quality import (
+    column_warnings,
+    mask_warnings,
+    modality_warnings,
+    shared_patients,
+    split_warnings,
+    unheld_warnings,
+    unit_warnings,
+)
 from common.errors import ConsiliumError, TooManyFaults
 
 OWN_TASK = "custom"  # the experiment for any task
@@ -113,7 +121,7 @@ def _check_several(places: Sequence[Path], strays: Sequence[Finding], config: Co
         check_names(manifests)
         named = True
     opened = {folder: manifests[folder] for folder in cohorts}
-    between = [*strays, *unit_warnings(opened, cohorts), *shared_patients(opened)]
+    between = [*strays, *unheld_warnings(opened, cohorts), *unit_warnings(opened, cohorts), *shared_patients(opened)]
     if between:
         _show_findings("Warnings between sites", between, console)
     refused = len(places) - len(cohorts) + (not named)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from common.config import SplitConfig
 from common.data.cohort import Cohort, Finding
 from common.data.ingest.frames import HEADER, only_file, read_frame, texts
-from common.data.manifest import Manifest, Source, spelled_out
+from common.data.manifest import REFERENCE_FOLDER, Manifest, Source, spelled_out
 from common.data.standardise import moments
 from common.task import MASK, Modality
 
@@ -20,6 +20,10 @@ EMPTY = "no visit has a value, so nothing is learned from it. Check the export, 
 ABSENT = (
     "no visit that is used has a value of '{}', so nothing is learned from it. Check the export, or take the modality out of the "
     "manifest"
+)
+NOWHERE = (
+    "none of these sites that train has anything of '{}': a run of them alone ends at once. Check the exports, add a site that "
+    "holds it, or take it out of the task"
 )
 CONSTANT = "every value is the same, so nothing is learned from it. Check the export, or take the variable out of the manifest"
 SENTINELS = (-9, -99, -999, -9999, -99999, -999999, 999, 9999, 99999, 999999)
@@ -71,6 +75,19 @@ def modality_warnings(manifest: Manifest, cohort: Cohort) -> tuple[Finding, ...]
     """
     absent = [name for name in manifest.modalities if len(cohort) and not len(cohort.holding(name))]
     return tuple(Finding(manifest.patients, HEADER, manifest.modalities[n].column or "", ABSENT.format(n)) for n in absent)
+
+
+def unheld_warnings(sites: Mapping[Path, Manifest], cohorts: Mapping[Path, Cohort]) -> tuple[Finding, ...]:
+    """Returns the modalities of the task that no training site holds.
+
+    Args:
+        sites: Folder -> its manifest.
+        cohorts: Folder -> its patients.
+    """
+    training = [c for f, c in cohorts.items() if sites[f].role == "train" and f.name != REFERENCE_FOLDER and len(c)]
+    modalities = training[0].task.modalities if training else ()
+    unheld = [name for name in modalities if not any(len(c.holding(name)) for c in training)]
+    return tuple(Finding(IN_TASK, HEADER, name, NOWHERE.format(name)) for name in unheld)
 
 
 def _doubtful(modality: Modality, held: Cohort, name: str) -> dict[str, str]:

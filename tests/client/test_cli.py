@@ -322,6 +322,10 @@ def test_a_modality_that_no_visit_has_is_a_warning(tmp_path: Path) -> None:
     assert ("patients.csv", "1", "") in listed(done.output)
     change(folder, "  ct:\n    kind: table\n    variables: same\n", "")
     assert "Warnings" not in check(folder, "--task", task).output
+    done = check(tmp_path, "--task", task)  # a folder of sites, of which somebody has to hold it
+    assert done.exit_code == 0 and ("task file", "1", "ct") in listed(done.output)
+    assert "0 warning(s) within sites, 1 between sites" in done.output
+    assert "task file" not in check(tmp_path, "--task", task, "--predict").output
 
 
 def test_series_are_spoken_of_only_where_the_task_has_some(tmp_path: Path) -> None:
