@@ -47,7 +47,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """
     names = sorted(known)
     close = difflib.get_close_matches(word, names, n=NEAR, cutoff=0.0)
-    hint = f"; did you mean '{close[0]}'?" if close else "."
+    hint = f"; did you mean '{close[0]}'?" if difflib.get_close_matches(word, names, n=1) else "."
     if len(names) > MOST_NAMED:
         return f"{hint} Known: {', '.join(sorted(close))} and {len(names) - len(close):,} more"
     return f"{hint} Known: {', '.join(names) or 'none'}"
