@@ -136,6 +136,7 @@ class Benchmark:
         apart: Test sites that are told apart too, with intervals.
         ablations: Other settings of single factors of the student, in the order of their table.
         source: Digest of what the user defined it by, so that runs of two such benchmarks are told apart.
+        needs: Folder below ``CONSILIUM_DATA`` without which it cannot run, and how to get it; ``prepare`` opens it.
     """
 
     name: str
@@ -158,6 +159,7 @@ class Benchmark:
     apart: tuple[str, ...] = ()
     ablations: tuple[Ablation, ...] = ()
     source: str = ""
+    needs: tuple[str, str] | None = None
 
     def ablation(self, method: str) -> Ablation | None:
         """Returns the ablation of that name; None if it is no ablation."""

@@ -44,8 +44,8 @@ def prepare(folder: Path, split: Split, year: int) -> dict[str, Any]:
         ConsiliumError: If the data are not there, or another reference set is asked for.
     """
     refuse_another_reference(split)
-    place, how_to_get = home_of(year)
-    cases = brats.load(data_folder(place, how_to_get), how_to_get)
+    needs = home_of(year)
+    cases = brats.load(data_folder(*needs), needs[1])
     return brats.write_sites(cases, folder, seed=split.seed, masked=split.masked)
 
 
@@ -66,6 +66,7 @@ def of_year(year: int, published: tuple[Published, ...], comparable: str) -> Ben
         task_type="segmentation",
         modalities=brats.MODALITIES,
         prepare=partial(prepare, year=year),
+        needs=home_of(year),
         methods=METHODS,
         overrides=of_one_phase(EPOCHS, LOCAL_EPOCHS),
         metrics=REGION_METRICS,

@@ -19,10 +19,12 @@ TUNED = {
 }
 """Chosen for each on inner folds of set a: docs/looks.md."""
 
+NEEDS = (cinc2012.FOLDER, cinc2012.HOW_TO_GET)
+
 
 def prepare(folder: Path, split: Split) -> dict[str, Any]:
     """Writes the four kinds of unit as sites; see :data:`simulations.benchmarks.base.Prepare`."""
-    stays = cinc2012.load(data_folder(cinc2012.FOLDER, cinc2012.HOW_TO_GET))
+    stays = cinc2012.load(data_folder(*NEEDS))
     reference = cinc2012.REFERENCE_SHARE if split.reference is None else split.reference
     return cinc2012.write_sites(stays, folder, seed=split.seed, masked=split.masked, reference=reference)
 
@@ -42,6 +44,7 @@ BENCHMARK = Benchmark(
     task_type="binary",
     modalities=("series", "table"),
     prepare=prepare,
+    needs=NEEDS,
     methods=METHODS,
     overrides=TUNED,
     published=(

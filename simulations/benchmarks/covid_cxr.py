@@ -26,6 +26,8 @@ TUNED = {
 }
 """Chosen for each on inner folds: docs/looks.md; the student's settings were best for ``local``."""
 
+NEEDS = (covid_cxr.FOLDER, covid_cxr.HOW_TO_GET)
+
 
 def prepare(folder: Path, split: Split) -> dict[str, Any]:
     """Writes one fold as sites; see :data:`simulations.benchmarks.base.Prepare`.
@@ -34,7 +36,7 @@ def prepare(folder: Path, split: Split) -> dict[str, Any]:
         ConsiliumError: If a reference set is asked for: the protocol has none.
     """
     refuse_reference("covid-cxr", split)
-    images = covid_cxr.load(data_folder(covid_cxr.FOLDER, covid_cxr.HOW_TO_GET))
+    images = covid_cxr.load(data_folder(*NEEDS))
     return covid_cxr.write_sites(images, folder, fold=split.fold, **PROTOCOLS[split.variant])
 
 
@@ -51,6 +53,7 @@ BENCHMARK = Benchmark(
     task_type="binary",
     modalities=("image", "table"),
     prepare=prepare,
+    needs=NEEDS,
     methods=("student", "teachers", "student-no-kd", "fedavg", "local", "central"),
     folds=5,
     variants=tuple(PROTOCOLS),

@@ -33,6 +33,7 @@ BENCHMARK = Benchmark(
     task_type="regression",
     modalities=eicu_mortality.BENCHMARK.modalities,
     prepare=prepare,
+    needs=eicu_mortality.NEEDS,
     methods=(*METHODS, "ridge", "median"),
     folds=5,
     variants=(None, "hospital-sites"),

@@ -23,10 +23,12 @@ TUNED = {
 
 NETWORKS = ("small", "base")
 
+NEEDS = (eicu.FOLDER, eicu.HOW_TO_GET)
+
 
 def prepare(folder: Path, split: Split, label: Literal["death", "los"] = "death") -> dict[str, Any]:
     """Writes one fold as hospitals, with the label asked for; see :data:`simulations.benchmarks.base.Prepare`."""
-    stays = eicu.load(data_folder(eicu.FOLDER, eicu.HOW_TO_GET))
+    stays = eicu.load(data_folder(*NEEDS))
     said = eicu.write_sites(
         stays,
         folder,
@@ -55,6 +57,7 @@ BENCHMARK = Benchmark(
     task_type="binary",
     modalities=("series", "table", "text"),
     prepare=prepare,
+    needs=NEEDS,
     methods=METHODS,
     folds=5,
     variants=(None, "all-stays", "hospital-sites"),

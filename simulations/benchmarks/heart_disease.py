@@ -16,6 +16,8 @@ TUNED = {
 }
 """Chosen for each on inner folds of the training rows: docs/looks.md."""
 
+NEEDS = (uci_heart.FOLDER, uci_heart.HOW_TO_GET)
+
 
 def prepare(folder: Path, split: Split) -> dict[str, Any]:
     """Writes the four centres, the same ones for every seed; see :data:`simulations.benchmarks.base.Prepare`.
@@ -24,7 +26,7 @@ def prepare(folder: Path, split: Split) -> dict[str, Any]:
         ConsiliumError: If a reference set is asked for: the protocol has none.
     """
     refuse_reference("heart-disease", split)
-    return uci_heart.write_sites(uci_heart.load(data_folder(uci_heart.FOLDER, uci_heart.HOW_TO_GET)), folder)
+    return uci_heart.write_sites(uci_heart.load(data_folder(*NEEDS)), folder)
 
 
 FLAMBY = "FLamby's results, pooled test, five seeds of training"
@@ -37,6 +39,7 @@ BENCHMARK = Benchmark(
     task_type="binary",
     modalities=("table",),
     prepare=prepare,
+    needs=NEEDS,
     methods=("student", "teachers", "fedavg", "local", "central"),
     overrides=TUNED,
     metrics=("accuracy", "auroc", "auprc", "f1"),

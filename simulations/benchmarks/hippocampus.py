@@ -10,6 +10,8 @@ from simulations.benchmarks.base import Benchmark, Published, Split, refuse_refe
 from simulations.datasets import hippocampus
 from simulations.datasets.files import data_folder
 
+NEEDS = (hippocampus.FOLDER, hippocampus.HOW_TO_GET)
+
 
 def prepare(folder: Path, split: Split) -> dict[str, Any]:
     """Writes the four sites; see :data:`simulations.benchmarks.base.Prepare`.
@@ -18,7 +20,7 @@ def prepare(folder: Path, split: Split) -> dict[str, Any]:
         ConsiliumError: If a reference set is asked for: the protocol has none.
     """
     refuse_reference("hippocampus", split)
-    cases = hippocampus.load(data_folder(hippocampus.FOLDER, hippocampus.HOW_TO_GET))
+    cases = hippocampus.load(data_folder(*NEEDS))
     return hippocampus.write_sites(cases, folder, seed=split.seed)
 
 
@@ -31,6 +33,7 @@ BENCHMARK = Benchmark(
     task_type="segmentation",
     modalities=("mr",),
     prepare=prepare,
+    needs=NEEDS,
     methods=("student", "teachers", "fedavg", "local", "central"),
     metrics=REGION_METRICS,
     published=(

@@ -18,10 +18,12 @@ ONE_PLACE = ("distill.epochs=120",)
 TUNED = dict.fromkeys(("central", "central-full", "unimodal", "local"), ONE_PLACE) | {"metakd-faithful": ("distill.epochs=240",)}
 """Chosen on development draws, as the student's settings: docs/looks.md."""
 
+NEEDS = (avmnist.FOLDER, avmnist.HOW_TO_GET)
+
 
 def prepare(folder: Path, split: Split) -> dict[str, Any]:
     """Writes the sites of a seed; see :data:`simulations.benchmarks.base.Prepare`."""
-    digits = avmnist.load(data_folder(avmnist.FOLDER, avmnist.HOW_TO_GET))
+    digits = avmnist.load(data_folder(*NEEDS))
     both = split.variant == BOTH_AT_TEST
     missing, _, rate = (f"audio-{MAIN_RATE}" if split.variant is None or both else split.variant).partition("-")
     return avmnist.write_sites(
@@ -45,6 +47,7 @@ BENCHMARK = Benchmark(
     task_type="multiclass",
     modalities=("audio", "image"),
     prepare=prepare,
+    needs=NEEDS,
     methods=(
         "student", "teachers", "student-uniform", "student-metakd", "student-no-kd", "metakd-faithful", "unimodal", "fedavg",
         "local", "central", "central-full",

@@ -37,11 +37,13 @@ def data_folder(name: str, how_to_get: str) -> Path:
     """Returns the folder of a data set below ``CONSILIUM_DATA``.
 
     Raises:
-        ConsiliumError: If the environment variable is not set, saying how to get the data.
+        ConsiliumError: If the environment variable is not set or holds no such folder, saying how to get the data.
     """
     root = os.environ.get("CONSILIUM_DATA")
     if not root:
         raise ConsiliumError(f"CONSILIUM_DATA is not set: it names the folder that holds '{name}'. {how_to_get}")
+    if not (Path(root) / name).is_dir():
+        raise ConsiliumError(f"The data are not there: {Path(root) / name} is missing. {how_to_get}")
     return Path(root) / name
 
 

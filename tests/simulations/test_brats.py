@@ -334,7 +334,7 @@ def test_without_the_data_a_year_says_where_they_are_and_names_the_twin(
     benchmark: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CONSILIUM_DATA", str(tmp_path))
-    with pytest.raises(ConsiliumError, match=r"holds no case.*Register with.*consilium-bench run brain-twin"):
+    with pytest.raises(ConsiliumError, match=r"brats\d+ is missing.*Register with.*consilium-bench run brain-twin"):
         benchmark.prepare(tmp_path / "sites", Split(0, 0))
     with pytest.raises(ConsiliumError, match="reference set of BraTS is one institution"):
         benchmark.prepare(tmp_path / "sites", Split(0, 0, reference=0.2))

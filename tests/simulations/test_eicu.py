@@ -100,7 +100,7 @@ def test_without_a_data_root_the_benchmark_names_folder_home_and_what_to_do(tmp_
     monkeypatch.setenv("CONSILIUM_DATA", str(tmp_path))
     with pytest.raises(
         ConsiliumError,
-        match=rf"{tmp_path}/eicu_demo/admissiondx\.csv\.gz is missing.*https://physionet\.org/.*YAIB.*CONSILIUM_DATA",
+        match=rf"{tmp_path}/eicu_demo is missing.*https://physionet\.org/.*YAIB.*CONSILIUM_DATA",
     ):
         eicu_mortality.prepare(tmp_path / "sites", Split(0, 0))
 
