@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import typer
 from rich.console import Console
 
 from common.errors import ConsiliumError
 
-PLAIN_WIDTH = 180  # of a file or a pipe: wide enough for every table
+PLAIN_WIDTH = 180  # of a file or a pipe without COLUMNS: wide enough for every table
 
 
 def command_line(about: str | None) -> typer.Typer:
@@ -27,6 +29,7 @@ def run(app: typer.Typer) -> None:
 
 
 def console() -> Console:
-    """Returns where tables are printed."""
+    """Returns where tables are printed: as wide as the terminal, else as ``COLUMNS`` says, else wide enough for all of them."""
     found = Console(highlight=False)
-    return found if found.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
+    asked = found.is_terminal or os.environ.get("COLUMNS", "").isdigit()
+    return found if asked else Console(highlight=False, width=PLAIN_WIDTH)
