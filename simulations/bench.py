@@ -26,9 +26,10 @@ from rich.console import Console
 
 from common.arrays import write_json
 from common.errors import ConsiliumError, nearest
-from common.evaluation.results import Results, load_results
+from common.evaluation.results import FILE_NAME, Results, load_results
 from simulations.ablations import MAIN, Ablation, of_factors
 from simulations.benchmarks.base import CUSTOM, Benchmark, get
+from simulations.datasets.files import data_folder
 from simulations.figures import draw_ablation, draw_figures
 from simulations.finished import Cell, load_cell
 from simulations.region_figures import OVERLAY_FILE
@@ -95,6 +96,21 @@ def runs_root(out: Path | None = None) -> Path:
     return (out or Path(os.environ.get("CONSILIUM_RUNS") or "runs")).resolve()
 
 
+def results_of(folder: Path) -> Results:
+    """Returns the results in the run directory of a benchmark.
+
+    Raises:
+        ConsiliumError: If there are none, or they are those of a federation: tables of benchmarks have no place for them.
+    """
+    results = load_results(folder / FILE_NAME)
+    if "title" not in results.environment:
+        raise ConsiliumError(
+            f"{folder} is the run directory of a federation, not of a benchmark. Its results are shown by: "
+            f"consilium-server show {folder}"
+        )
+    return results
+
+
 def newest_finished(name: str, out: Path | None = None) -> Path:
     """Returns the newest run directory of a benchmark that lacks no cell; one that was cut short (debug) if there is no other.
 
@@ -105,7 +121,11 @@ def newest_finished(name: str, out: Path | None = None) -> Path:
     finished = finished_runs(home.name, out)
     if finished:
         return next((f for f in finished if not (_plan_of(f) or {}).get("debug")), finished[0])
-    raise ConsiliumError(f"There is no finished run of '{name}' under {home}. Start or resume one: consilium-bench run {name}")
+    docs = Path(__file__).resolve().parents[1] / "docs"
+    kept = f" Kept results: {docs / 'results.md'}" if (docs / "results" / f"{home.name}.json").is_file() else ""
+    raise ConsiliumError(
+        f"There is no finished run of '{name}' under {home}. Start or resume one: consilium-bench run {name}.{kept}"
+    )
 
 
 def finished_runs(name: str, out: Path | None = None) -> list[Path]:
@@ -150,6 +170,8 @@ def run(
     """
     benchmark = get(wanted) if isinstance(wanted, str) else wanted
     plan = make_plan(benchmark, ablate=ablate, seeds=seeds, only=only, debug=debug, runtime=runtime, variant=variant)
+    if benchmark.needs:
+        data_folder(*benchmark.needs)
     with _open_run(plan, runs_root(out) / (f"{benchmark.name}-ablation" if ablate else benchmark.name)) as folder:
         work = Work(benchmark, folder, variant, runtime, debug, run_cell)
         try:

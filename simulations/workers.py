@@ -155,6 +155,7 @@ class _Schedule:
             if lost:
                 raise ConsiliumError(f"Preparing the sites of seed {what.seed}, fold {what.fold}: {death}.")
             future.result()
+            self.progress.prepared(self.work.prepared(what))
             self.ready.extend(self.left[what])
             return
         if lost:
@@ -194,6 +195,7 @@ class _Progress:
 
     def __init__(self, console: Console, work: Work, jobs: Sequence[Job], todo: Sequence[Job]) -> None:
         self.console, self.work, self.total, self.done = console, work, len(jobs), len(jobs) - len(todo)
+        self.said: set[str] = set()
         self.readers: dict[Job, _Reader] = {}
         self.doing: dict[Job, str] = {}
         columns = (
@@ -223,6 +225,16 @@ class _Progress:
 
     def __exit__(self, *_: object) -> None:
         self.bars.stop()
+
+    def prepared(self, told: Mapping[str, Any]) -> None:
+        """Says at once if a generated twin has taken the place of the data, not hours later above the table."""
+        benchmark = self.work.benchmark
+        if told.get("data", benchmark.data) == benchmark.data:
+            return
+        for warning in dict.fromkeys(told.get("warnings", ())):
+            if warning not in self.said:
+                self._say(f"Warning: {warning}")
+                self.said.add(warning)
 
     def started(self, job: Job) -> None:
         self.work.record(job).unlink(missing_ok=True)  # of an earlier attempt

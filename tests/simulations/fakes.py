@@ -66,6 +66,11 @@ def prepare(folder: Path, split: Split) -> dict[str, Any]:
     }
 
 
+def prepare_twin(folder: Path, split: Split) -> dict[str, Any]:
+    """Prepares a generated twin in the place of data that are not there."""
+    return prepare(folder, split) | {"data": "generated", "warnings": ["These patients are generated: no folder 'fake'."]}
+
+
 def cohort(fold: int, site: str) -> pd.DataFrame:
     """Returns the patients of a site: two visits each, one in six without notes."""
     rng = np.random.default_rng([fold, ord(site)])
