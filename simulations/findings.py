@@ -1,4 +1,4 @@
-"""What an ablation found: one line per setting, and what the main setting's choice is worth against it."""
+"""What a run found, in words: against whom the student is resolved better or worse, and what every ablated factor is worth."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from common.evaluation.results import Comparison, Results
 from simulations.ablations import MAIN
 from simulations.benchmarks.base import Benchmark
 from simulations.scores import ALL
-from simulations.tables import bounds_of, pooled, verdict
+from simulations.tables import NAMES, bounds_of, lone_teachers, pooled, verdict
 
 Effect = Literal["helps", "hurts", "not resolved"]
 EFFECTS: Mapping[str, Effect] = {"better": "helps", "worse": "hurts", "not resolved": "not resolved"}
@@ -66,6 +66,51 @@ def is_whole(results: Results, benchmark: Benchmark) -> bool:
     methods = {row.method for row in results.rows if row.published is None}
     asked = set(benchmark.methods) <= methods and set(range(benchmark.seeds)) <= set(results.seeds)
     return asked and not results.environment.get("debug") and not is_ablation(results)
+
+
+def against_all(results: Results, metric: str) -> list[Comparison]:
+    """Returns the comparisons of the student with every method on what each visit has.
+
+    Args:
+        results: Of the methods of a benchmark.
+        metric: Name of the metric.
+    """
+    return [c for c in _of_the_whole(results, metric) if c.pattern == ALL]
+
+
+def with_fewer(results: Results, metric: str) -> list[Comparison]:
+    """Returns the comparisons of the student with the best teacher of one modality, where both are given certain modalities.
+
+    Args:
+        results: Of the methods of a benchmark.
+        metric: Name of the metric.
+    """
+    return [c for c in _of_the_whole(results, metric) if c.pattern != ALL]
+
+
+def _of_the_whole(results: Results, metric: str) -> list[Comparison]:
+    lone = lone_teachers(c.b for c in results.comparisons)
+    return [c for c in results.comparisons if (c.metric, c.output) == (metric, None) and c.b not in lone]
+
+
+def method_sentences(results: Results, metric: str) -> list[str]:
+    """Returns in words against whom the student is resolved better or worse; nothing if it is compared with nobody.
+
+    Args:
+        results: Of the methods of a benchmark.
+        metric: Name of the metric.
+    """
+    whole, patterns, sentences = against_all(results, metric), with_fewer(results, metric), []
+    for found, words in (("better", "better than"), ("worse", "worse than"), ("not resolved", "not to be told from")):
+        methods = [f"`{c.b}`" for c in whole if verdict(c) == found]
+        if methods or (whole and found == "worse"):
+            name = NAMES.get(metric, metric)
+            sentences.append(f"In {name} the student is {words} {', '.join(methods) or 'none of them'}.")
+    for found in ("better", "worse"):
+        given = [c.pattern for c in patterns if verdict(c) == found]
+        if given:
+            sentences.append(f"It is {found} than the best teacher of one modality when given {'; '.join(given)}.")
+    return sentences
 
 
 def findings(results: Results, metric: str) -> list[AblationFinding]:

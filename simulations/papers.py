@@ -25,7 +25,7 @@ from simulations import bench
 from simulations.benchmarks.base import MEAN_OF_PATTERNS, Benchmark, Mark, Published, benchmarks
 from simulations.findings import is_whole
 from simulations.scores import ALL
-from simulations.tables import NAMES, count, given, main_metrics, markdown_table, spread
+from simulations.tables import NAMES, count, given, link_to, main_metrics, markdown_table, spread
 
 PAPERS = {
     "metakd": ("MetaKD (arXiv 2405.07155)", ("metakd-", "brain-twin")),
@@ -94,12 +94,14 @@ class PaperTable:
     Attributes:
         name: Name of the benchmark.
         title: What it is about.
+        is_run: Whether there are results of ours, under any protocol.
         parts: By output and test rows, and by columns where they are many; what cannot be compared is in different ones.
         notes: Sentences: on comparability, on where the figures come from.
     """
 
     name: str
     title: str
+    is_run: bool
     parts: tuple[Part, ...]
     notes: tuple[str, ...]
 
@@ -176,7 +178,7 @@ def table_of(benchmark: Benchmark, found: Mapping[str | None, Results | None]) -
         about += [f"tested on {site or 'all'}"] if sites else []
         about += [f"others on {count(n)} test rows"] if n else []
         parts += beside.parts(about, [k for k in keys if k in told], told)
-    return PaperTable(benchmark.name, benchmark.title, tuple(parts), _notes(benchmark, found))
+    return PaperTable(benchmark.name, benchmark.title, any(found.values()), tuple(parts), _notes(benchmark, found))
 
 
 def _groups(keys: Sequence[Key], theirs: Told) -> dict[_Group, Told]:
@@ -343,10 +345,17 @@ def _printed(part: Part) -> Table:
 
 def render(docs: Path) -> str:
     """Returns the text of ``benchmarks.md``."""
-    lines = [HEAD]
-    for paper, (title, _) in PAPERS.items():
-        lines.append(f"## {title}\n")
-        for told in tables_of(paper, kept_in(docs)):
+    tables = {paper: tables_of(paper, kept_in(docs)) for paper in PAPERS}
+    every = [told for of_paper in tables.values() for told in of_paper]
+    absent = sum(not told.is_run for told in every)
+    lines = [HEAD, f"Of these {len(every)} benchmarks {absent} are not run yet, as the list says.\n"]
+    for paper, of_paper in tables.items():
+        lines.append(f"- {link_to(PAPERS[paper][0])}")
+        lines += [f"  - {link_to(f'`{told.name}`')}{'' if told.is_run else ', not run yet'}" for told in of_paper]
+    lines.append("")
+    for paper, of_paper in tables.items():
+        lines.append(f"## {PAPERS[paper][0]}\n")
+        for told in of_paper:
             lines += [f"### `{told.name}`\n", f"{told.title}.\n"]
             for part in told.parts:
                 lines += [f"*{part.title}*\n", markdown_table(part.head, part.rows)]

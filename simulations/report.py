@@ -16,19 +16,31 @@ import pandas as pd
 from common.arrays import write_atomically, write_json
 from common.errors import ConsiliumError
 from common.evaluation.metrics import LOWER_IS_BETTER, REGION_METRICS
-from common.evaluation.results import FILE_NAME, Comparison, Results, Row, load_results
+from common.evaluation.results import Comparison, Results, Row, load_results
 from simulations.ablations import MAIN
+from simulations.bench import results_of
 from simulations.benchmarks.base import CUSTOM, benchmarks
-from simulations.findings import AblationFinding, Effect, findings, is_ablation, is_whole, rivals
+from simulations.findings import (
+    AblationFinding,
+    Effect,
+    against_all,
+    findings,
+    is_ablation,
+    is_whole,
+    method_sentences,
+    rivals,
+    with_fewer,
+)
 from simulations.scores import ALL, published_rows
 from simulations.tables import (
+    EQUAL,
     NAMES,
     bounds_of,
     count,
     difference,
     figure,
     given,
-    lone_teachers,
+    link_to,
     main_metrics,
     markdown_table,
     method_lines,
@@ -39,7 +51,6 @@ from simulations.tables import (
 )
 
 MACHINE = ("platform", "cpus")
-EQUAL = 1e-6  # by which equal weights differ through rounding
 ASKED_FOR = ("fedavg", "central", "student-no-kd", "student-uniform", "teachers")
 VERSIONS = ("flwr", "torch", "scikit-learn")
 HEAD = """# Results
@@ -82,10 +93,10 @@ def keep(run: Path, docs: Path) -> Path:
         of some only.
 
     Raises:
-        ConsiliumError: If there are no results, cells, methods or seeds are missing, training was cut short, an older version
-            made them, or they are of generated patients and would replace those of real ones.
+        ConsiliumError: If there are no results of a benchmark, cells, methods or seeds are missing, training was cut short, an
+            older version made them, or they are of generated patients and would replace those of real ones.
     """
-    results = load_results(run / FILE_NAME)
+    results = results_of(run)
     about = results.environment
     if results.benchmark == CUSTOM:
         raise ConsiliumError(f"{run} is a run on your own data: they have no place in this project's documentation.")
@@ -127,7 +138,11 @@ def render(docs: Path) -> str:
     """Returns the text of ``results.md``: benchmarks on real patients first, each with its ablation behind it."""
     kept = [_as_told_now(load_results(file)) for file in sorted((docs / "results").glob("*.json"))]
     order = sorted(kept, key=lambda r: (r.data == "generated", r.benchmark, _variant(r), is_ablation(r), _some_factors(r)))
-    return "\n".join([HEAD, _overview(order), _worth(order), *map(_section, order)] if order else [HEAD, "No run is kept yet.\n"])
+    if not order:
+        return f"{HEAD}\nNo run is kept yet.\n"
+    body = "\n".join([_overview(order), _worth(order), *map(_section, order)])
+    contents = "".join(f"- {link_to(heading)}\n" for heading in re.findall(r"^## (.*)$", body, flags=re.M))
+    return "\n".join([HEAD, contents, body])
 
 
 def _overview(kept: Sequence[Results]) -> str:
@@ -267,9 +282,7 @@ def _methods(results: Results) -> list[str]:
     """Returns the table of methods, the student on every combination of modalities, and both in words."""
     metrics = main_metrics(results)
     main = NAMES.get(metrics[0], metrics[0])
-    lone = lone_teachers(c.b for c in results.comparisons)
-    own = [c for c in results.comparisons if c.metric == metrics[0] and c.output is None and c.b not in lone]
-    whole = {c.b: c for c in _all_against(results, metrics[0], lone)}
+    whole = {c.b: c for c in against_all(results, metrics[0])}
     rows = []
     for line in method_lines(results):
         against = None if line.first.published else whole.get(line.method)
@@ -277,13 +290,18 @@ def _methods(results: Results) -> list[str]:
         size = "-" if line.first.bytes_per_site is None else f"{line.first.bytes_per_site / 1e6:,.1f}"
         scores = (figure(line.rows.get(m)) for m in metrics)
         rows.append(
-            [f"`{line.method}`" if line.first.published is None else line.method, line.pattern, count(line.first.n), *scores]
+            [
+                f"`{line.method}`" if line.first.published is None else line.method,
+                given(line.pattern),
+                count(line.first.n),
+                *scores,
+            ]
             + [count(line.first.parameters), size, line.first.published or "this run", told]
         )
-    head = ["method", "pattern", "n", *(NAMES.get(m, m) for m in metrics), "parameters", "MB per site", "evidence"]
+    head = ["method", "given", "n", *(NAMES.get(m, m) for m in metrics), "parameters", "MB per site", "evidence"]
     parts = [markdown_table([*head, f"`{MAIN}` against it, {main}"], rows)]
     benchmark = benchmarks().get(results.benchmark)
-    if benchmark and benchmark.comparable and any(r.published for r in results.rows):
+    if benchmark and benchmark.comparable and results.data == "real" and any(r.published for r in results.rows):
         parts += [f"On published figures: {benchmark.comparable}\n"]
     if regions := _of_regions(results):
         told_of = {(r.method, r.output): r for r in regions}
@@ -296,42 +314,21 @@ def _methods(results: Results) -> list[str]:
             for line in method_lines(results, site)
         ]
         parts += [f"On `{site}` alone:\n", markdown_table(["method", "n", *(NAMES.get(m, m) for m in metrics)], apart)]
-    patterns = [c for c in own if c.pattern != ALL]
-    if patterns:
+    if patterns := with_fewer(results, metrics[0]):
         lines = [[c.pattern, _mean(results, c), f"`{c.b}`", difference(bounds_of(c)), verdict(c)] for c in patterns]
         parts += ["With fewer modalities, against the best teacher of one of them:\n"]
         parts += [markdown_table(["given", f"`{MAIN}`, {main}", "teacher", "difference", "verdict"], lines)]
-    parts += [f"- {line}" for line in _method_sentences(main, list(whole.values()), patterns)]
+    parts += [f"- {line}" for line in method_sentences(results, metrics[0])]
     for metric in main_metrics(results, len(NAMES))[1:]:
-        others = [f"`{c.b}` {difference(bounds_of(c))} {verdict(c)}" for c in _all_against(results, metric, lone)]
+        others = [f"`{c.b}` {difference(bounds_of(c))} {verdict(c)}" for c in against_all(results, metric)]
         parts += [f"- In {NAMES.get(metric, metric)}, the student minus each: {'; '.join(others)}."] if others else []
     return [*parts, *_weights(results), ""]
-
-
-def _all_against(results: Results, metric: str, lone: set[str]) -> list[Comparison]:
-    """Returns the comparisons of the student with every method on what each visit has."""
-    own = [c for c in results.comparisons if (c.metric, c.pattern, c.output) == (metric, ALL, None)]
-    return [c for c in own if c.b not in lone]
 
 
 def _mean(results: Results, comparison: Comparison) -> str:
     wanted = (comparison.a, comparison.pattern, comparison.metric)
     row = next((r for r in pooled(results) if (r.method, r.pattern, r.metric) == wanted), None)
     return spread(row.mean, row.sd) if row else "-"
-
-
-def _method_sentences(main: str, whole: Sequence[Comparison], patterns: Sequence[Comparison]) -> list[str]:
-    """Returns in words against whom the student is resolved better or worse."""
-    sentences = []
-    for found, words in (("better", "better than"), ("worse", "worse than"), ("not resolved", "not to be told from")):
-        methods = [f"`{c.b}`" for c in whole if verdict(c) == found]
-        if methods or found == "worse":
-            sentences.append(f"In {main} the student is {words} {', '.join(methods) or 'none of them'}.")
-    for found in ("better", "worse"):
-        given = [c.pattern for c in patterns if verdict(c) == found]
-        if given:
-            sentences.append(f"It is {found} than the best teacher of one modality when given {'; '.join(given)}.")
-    return sentences
 
 
 def _weights(results: Results) -> list[str]:

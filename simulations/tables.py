@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from simulations.scores import ALL, TEACHER
 
 NAMES = {"auroc": "AUROC", "auprc": "AUPRC", "accuracy": "Accuracy", "f1": "F1", "mae": "MAE", "rmse": "RMSE", "r2": "R²"}
 NAMES |= {"dice": "Dice", "hd95": "HD95", "nsd": "NSD"}
+EQUAL = 1e-6  # by which equal weights differ through rounding
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,17 @@ def sites_apart(results: Results) -> list[str]:
 def method_lines(results: Results, site: str | None = None) -> list[Line]:
     """Returns every method on every test visit with what it has, unimodal teachers on the visits that they can read, others.
 
+    The figures of others are of real patients: they do not stand beside those of generated ones.
+
     Args:
         results: What was found.
         site: A site of :func:`sites_apart`; by default all of them together.
     """
     rows = pooled(results) if site is None else [r for r in results.rows if r.site == site and r.output is None]
     lone = lone_teachers(r.method for r in rows)
-    shown = [
-        r for r in rows if r.method not in lone and (r.published or r.pattern == ALL or r.method.startswith(TEACHER))
-    ]  # fmt: skip
+    others = [r for r in rows if r.published and results.data == "real"]
+    ours = [r for r in rows if not r.published and r.method not in lone]
+    shown = [*(r for r in ours if r.pattern == ALL or r.method.startswith(TEACHER)), *others]
     lines: dict[tuple[str, str, str | None], dict[str, Row]] = {}
     for row in shown:
         lines.setdefault((row.method, row.pattern, row.published), {})[row.metric] = row
@@ -120,6 +124,11 @@ def difference(bounds: Interval | None) -> str:
 def count(number: float | None) -> str:
     """Returns a whole number."""
     return "-" if number is None else f"{round(number):,}"
+
+
+def link_to(heading: str) -> str:
+    """Returns a Markdown link to a heading of the same document, by the name that GitHub gives it."""
+    return f"[{heading}](#{re.sub(r'[^a-z0-9_ -]', '', heading.lower()).replace(' ', '-')})"
 
 
 def markdown_table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -135,8 +135,6 @@ def test_every_line_of_the_table_of_methods_is_a_result(tmp_path: Path, methods:
     (line,) = (line for line in text.splitlines() if line.startswith("| `fedavg` |"))
     assert f"| {row.mean:.3f} ± {row.sd:.3f} [{row.ci95[0]:.3f}, {row.ci95[1]:.3f}] |" in line
     assert line.endswith(f"| {against.difference:+.3f} [{against.ci95[0]:+.3f}, {against.ci95[1]:+.3f}] better |")
-    assert "| bedside score | all | 1,191 | 0.834 |" in text and "published: a paper, table 2" in text
-    assert "| another method | all | - | not found |" in text
     assert "- In AUROC the student is better than `student-uniform`" in text or "not to be told from `student-uniform`" in text
     assert re.search(r"In AUROC the student is better than .*`fedavg`", text)
     assert re.search(r"given \| `student`, AUROC \| teacher .*\n.*\n\| labs \| [\d. ±]+ \| `teacher:labs` \|", text)
@@ -154,13 +152,33 @@ def test_every_line_of_the_table_of_methods_is_a_result(tmp_path: Path, methods:
 def test_a_source_that_is_corrected_after_a_run_is_told_as_it_is_now(
     tmp_path: Path, methods: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    docs = kept(tmp_path, methods)
-    assert "published: a paper, table 2" in report.render(docs)
+    docs = kept(tmp_path, methods.model_copy(update={"data": "real"}))
+    text = report.render(docs)
+    assert "| bedside score | what each has | 1,191 | 0.834 |" in text and "published: a paper, table 2" in text
+    assert "| another method | what each has | - | not found |" in text
     mended = replace(fakes.BENCHMARK, published=(Published("bedside score", "auroc", 0.81, "second-hand", "a review", n=7),))
     monkeypatch.setattr(report, "benchmarks", lambda: {mended.name: mended})
     text = report.render(docs)
-    assert "| bedside score | all | 7 | 0.810 |" in text and "second-hand: a review" in text
+    assert "| bedside score | what each has | 7 | 0.810 |" in text and "second-hand: a review" in text
     assert "a paper, table 2" not in text and "another method" not in text
+
+
+def test_figures_of_others_do_not_stand_beside_generated_patients(tmp_path: Path, methods: Results) -> None:
+    assert methods.data == "generated" and any(r.method == "bedside score" for r in methods.rows)
+    text = report.render(kept(tmp_path, methods))
+    assert "bedside score" not in text and "On published figures" not in text
+
+
+def test_every_section_is_linked_at_the_top(tmp_path: Path, methods: Results, ablation: Results) -> None:
+    some = with_environment(ablation, command="bench it --only x")
+    text = report.render(kept(tmp_path, methods, some))
+    heads = re.findall(r"^## (.*)$", text, flags=re.M)
+    links = dict(re.findall(r"^- \[(.*)\]\(#(.*)\)$", text, flags=re.M))
+    assert list(links) == heads and text.index("](#") < text.index("## ")
+    assert links["`fake-mortality`: methods"] == "fake-mortality-methods"
+    assert links["`fake-mortality`: ablation of distillation, modality weights, refine, reference set"] == (
+        "fake-mortality-ablation-of-distillation-modality-weights-refine-reference-set"
+    )
 
 
 def test_an_ablation_says_plainly_what_helps_what_hurts_and_what_does_not_help(tmp_path: Path, ablation: Results) -> None:
