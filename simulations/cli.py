@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -21,7 +22,7 @@ from simulations.ablations import MAIN, Ablation
 from simulations.benchmarks.base import CUSTOM, Benchmark, benchmarks, get
 from simulations.custom import custom_benchmark
 from simulations.fetch import fetch, remote_data
-from simulations.findings import AblationFinding, findings, is_ablation, rivals
+from simulations.findings import AblationFinding, findings, is_ablation, method_sentences, rivals
 from simulations.predict import predict_command
 from simulations.split import split_command
 from simulations.tables import (
@@ -39,6 +40,7 @@ from simulations.tables import (
     verdict,
 )
 
+INTERRUPTED = "Interrupted. Finished cells are kept, those in hand start again. Go on with the same command."
 app = terminal.command_line(__doc__)
 WARNINGS_SHOWN = 10
 Name = Annotated[str, typer.Argument(help="Benchmark; see 'list'.")]
@@ -113,13 +115,16 @@ def run_benchmark(
     """
     console = terminal.console()
     wanted = _wanted(name, task, sites, settings or ())
-    _ended(
-        bench.run(wanted, seeds=seeds, only=only or (), debug=debug, runtime=runtime, variant=variant, console=console), console
-    )
+    _run(console, wanted, seeds=seeds, only=only or (), debug=debug, runtime=runtime, variant=variant)
 
 
-def _ended(outcome: bench.Outcome, console: Console) -> None:
-    """Shows what a run found, and where the student of one's own data lies; raises ConsiliumError if cells are missing."""
+def _run(console: Console, wanted: str | Benchmark, **asked: Any) -> None:
+    """Runs, and shows what was found and where the student of one's own data lies; raises ConsiliumError if cells are missing."""
+    try:
+        outcome = bench.run(wanted, console=console, **asked)
+    except KeyboardInterrupt:
+        typer.echo(INTERRUPTED, err=True)
+        raise
     results = load_results(outcome.folder / "results.json")
     show(results, outcome.folder, console)
     students = sorted(outcome.folder.glob(f"cells/{MAIN}-[0-9]*/run/student.safetensors"))
@@ -149,7 +154,7 @@ def ablate_benchmark(
     if not get(name).ablations:
         some = ", ".join(b.name for b in benchmarks().values() if b.ablations)
         raise ConsiliumError(f"Benchmark '{name}' has no ablations. These have some: {some}")
-    _ended(bench.run(name, ablate=True, seeds=seeds, only=only or (), variant=variant, debug=debug, console=console), console)
+    _run(console, name, ablate=True, seeds=seeds, only=only or (), variant=variant, debug=debug)
 
 
 @app.command("report")
@@ -215,27 +220,37 @@ def table_of_run(
     if paper or name is None:
         raise ConsiliumError("Name a benchmark (with --run, if you like) or a paper: consilium-bench table --paper metakd")
     folder = run.resolve() if run else bench.newest_finished(name)
-    results = load_results(folder / "results.json")
+    results = bench.results_of(folder)
     if results.benchmark != (name if name == CUSTOM else get(name).name):
         raise ConsiliumError(f"{folder} is a run of '{results.benchmark}', not of '{name}'. Name another with --run.")
     show(results, folder, terminal.console())
 
 
 def show(results: Results, folder: Path, console: Console) -> None:
-    """Prints what a run found: on which data, every method, and our student against the others."""
+    """Prints what a run found: on which data, every method, and our student against the others.
+
+    Of a run that was cut short no difference is shown: a verdict on such training would say nothing of the methods.
+    """
     _show_head(results, console)
+    debug = bool(results.environment.get("debug"))
     metrics = main_metrics(results)
     columns = [*metrics, *({"r2"} & set(main_metrics(results, len(NAMES))))]
     if is_ablation(results):
         for metric in metrics:
-            console.print(_ablation(findings(results, metric), metric))
-        if pairs := rivals(results, metrics[0]):
+            found = findings(results, metric)
+            if debug:
+                found = [replace(f, difference=None, effect=None, combinations={}) for f in found]
+            console.print(_ablation(found, metric))
+        if not debug and (pairs := rivals(results, metrics[0])):
             console.print(_rivals(pairs, metrics[0]))
     else:
         for site in (None, *sites_apart(results)):
             console.print(_methods(results, columns, site))
-        if results.comparisons:
-            console.print(_comparisons([c for c in results.comparisons if c.metric in metrics]))
+        compared = [] if debug else [c for c in results.comparisons if not is_member(c.b)]
+        for sentence in method_sentences(results.model_copy(update={"comparisons": compared}), metrics[0]):
+            console.print(sentence.replace("`", ""), markup=False, soft_wrap=True)
+        if compared:
+            console.print(_comparisons([c for c in compared if c.metric in metrics]))
     console.print(f"Results: {folder / 'results.json'}\nFigures: {folder / 'figures'}", soft_wrap=True, highlight=False)
 
 
@@ -254,7 +269,8 @@ def _show_head(results: Results, console: Console) -> None:
     seeds = ", ".join(map(str, results.seeds))
     console.print(f"Seeds: {seeds}; folds: {len(results.n['folds'])}; runtime: {about.get('runtime')}")
     if about.get("debug"):
-        console.print("[bold red]DEBUG RUN[/bold red]: training was cut short; these numbers say nothing about the methods")
+        said = "training was cut short; these numbers say nothing about the methods, so no differences are shown"
+        console.print(f"[bold red]DEBUG RUN[/bold red]: {said}")
     warnings = about.get("warnings", [])
     for warning in warnings[:WARNINGS_SHOWN]:
         console.print(f"[yellow]Warning[/yellow] {escape(warning)}", soft_wrap=True)
@@ -270,7 +286,7 @@ def _methods(results: Results, metrics: list[str], site: str | None) -> Table:
     where = "" if site is None else f"{site} alone. "
     shown = "Mean ± sd over seeds" if len(results.seeds) > 1 else "One seed"
     table = Table(title=f"{where}{shown} [95 % interval, patients resampled]", title_justify="left")
-    table.add_column("method", overflow="fold", min_width=15)
+    table.add_column("method", overflow="fold")
     table.add_column("given", overflow="fold")
     table.add_column("n", justify="right", no_wrap=True)
     for head in (*(NAMES.get(m, m) for m in metrics), "parameters", "per site"):
@@ -335,7 +351,7 @@ def _comparisons(comparisons: list[Comparison]) -> Table:
         table.add_column(head, overflow="fold")
     table.add_column("difference", justify="right", overflow="fold")
     table.add_column("verdict", overflow="fold")
-    for c in (c for c in comparisons if not is_member(c.b)):
+    for c in comparisons:
         table.add_row(c.a, c.b, given(c.pattern), NAMES.get(c.metric, c.metric), escape(difference(bounds_of(c))), verdict(c))
     return table
 
