@@ -25,8 +25,8 @@ from simulations.benchmarks.base import CUSTOM
 from simulations.findings import AblationFinding, findings
 from simulations.finished import Cell
 from simulations.region_figures import COLOURS, DOTS_PER_INCH, LETTERS_PER_INCH, MARKERS, draw_boxes
-from simulations.scores import OURS
-from simulations.tables import NAMES, difference, main_metrics
+from simulations.scores import ALL, OURS
+from simulations.tables import EQUAL, NAMES, difference, main_metrics
 
 LINES = ("-", "--", "-.", ":")
 CELL, MOMENT = ["seed", "fold"], ["phase", "round", "step"]
@@ -131,28 +131,31 @@ def _forest(results: Results, found: Sequence[AblationFinding], metric: str) -> 
 
 
 def _title(figure: Figure, results: Results, what: str) -> None:
-    """Writes what the figure shows and on which data; generated data are marked in a colour of their own."""
+    """Writes what the figure shows and on which data; generated data and debug runs are marked in a colour of their own."""
     variant = next((f", variant {r.variant}" for r in results.rows if r.variant), "")
     across = int(figure.get_figwidth() * LETTERS_PER_INCH)
     own = results.benchmark == CUSTOM
     name = str(results.environment.get("title", CUSTOM)).partition(":")[0] if own else results.benchmark
-    figure.suptitle(f"{name}{variant}\n{textwrap.fill(what, across)}", fontweight="bold")
-    generated = results.data == "generated"
     debug = ", DEBUG RUN: training cut short" if results.environment.get("debug") else ""
+    title = f"{textwrap.fill(f'{name}{variant}{debug}', across)}\n{textwrap.fill(what, across)}"
+    figure.suptitle(title, fontweight="bold", color=COLOURS[1] if debug else "black")
+    generated = results.data == "generated"
     kind = "GENERATED DATA, no real patients" if generated else "Your data" if own else "Real data"
     figure.supxlabel(
-        textwrap.fill(f"{kind}: {results.environment.get('data_version', '')}{debug}", int(1.2 * across)),
+        textwrap.fill(f"{kind}: {results.environment.get('data_version', '')}", int(1.2 * across)),
         fontsize=8,
-        color=COLOURS[1] if generated or debug else "#444444",
-        fontweight="bold" if generated or debug else "normal",
+        color=COLOURS[1] if generated else "#444444",
+        fontweight="bold" if generated else "normal",
     )
 
 
 def _heat_map(results: Results, rows: pd.DataFrame, metric: str) -> Figure:
     """Draws method x pattern: what cannot be told from the student is marked, no answer hatched."""
     rows = rows[~rows["method"].str.contains("/")]
+    if len(set(rows["pattern"]) - {ALL}) == 1:  # one modality is what each has: the same column twice
+        rows = rows.assign(pattern=ALL).drop_duplicates("method")
     table = rows.pivot(index="method", columns="pattern", values="mean")
-    patterns = sorted(table.columns, key=lambda p: (p != "all", p.count("+"), p))
+    patterns = sorted(table.columns, key=lambda p: (p != ALL, p.count("+"), p))
     table = table.loc[list(dict.fromkeys(rows["method"])), patterns]
     n = rows.groupby("pattern")["n"].max()
     against = [c for c in results.comparisons if c.metric == metric and c.output is None]
@@ -221,8 +224,11 @@ def _weights(results: Results, frame: pd.DataFrame) -> Figure:
         for start in [i for i in range(len(phases)) if i == 0 or phases[i] != phases[i - 1]]:
             axes.axvline(start, color="#bbbbbb", linewidth=0.8, zorder=0)
             axes.text(start, 1.0, f" {phases[start]}", transform=axes.get_xaxis_transform(), va="top")
-        n = len({tuple(column)[1:] for column in part.columns})
-        axes.set(title=f"{method} ({_count(n)})", xlabel="updates of the weights since the start")
+        last = part.iloc[-1].groupby(level=CELL)
+        n, equal = last.ngroups, int((last.max() - last.min() <= EQUAL).sum())
+        cells = "" if n == 1 else f" in {equal} of {n} cells"
+        kept = f"\nin the end equal weights are kept{cells}" if equal else ""
+        axes.set(title=f"{method} ({_count(n)}){kept}", xlabel="updates of the weights since the start")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[0].set(ylabel="modality weight (they sum to 1)", ylim=(0, None))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False)

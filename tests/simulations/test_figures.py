@@ -16,6 +16,7 @@ from PIL import Image
 
 from common.evaluation.results import Results
 from simulations.figures import draw_figures
+from simulations.region_figures import COLOURS
 from tests.simulations import fakes
 from tests.simulations.test_scores import all_cells, build, make_cell, row_of
 
@@ -137,6 +138,39 @@ def test_weights_that_never_move_have_no_panel(drawn: dict[str, Figure], tmp_pat
     cells = [make_cell(m, s, f, weights=fakes.weights(m, s, f)) for m in methods for s in range(2) for f in range(2)]
     draw_figures(build(cells).model_copy(update={"rows": []}), [], tmp_path)
     assert [axes.get_title() for axes in drawn["weights"].axes] == ["student (4 cells)"]
+
+
+def test_equal_weights_that_were_kept_in_the_end_are_told_of(drawn: dict[str, Figure], tmp_path: Path) -> None:
+    learned = fakes.weights("student", 0, 0)
+    even = [{**w, "round": 6, "value": 1 / 3} for w in learned[-3:]]
+    for cells, title in (
+        ([[*learned, *even]], "student (1 cell)\nin the end equal weights are kept"),
+        ([[*learned, *even], learned], "student (2 cells)\nin the end equal weights are kept in 1 of 2 cells"),
+    ):
+        found = build([make_cell("student", s, 0, weights=w) for s, w in enumerate(cells)], seeds=[0, 1], folds=[0])
+        draw_figures(found.model_copy(update={"rows": []}), [], tmp_path)
+        assert [axes.get_title() for axes in drawn["weights"].axes] == [title]
+
+
+def test_of_one_modality_the_heat_map_has_one_column(results: Results, drawn: dict[str, Figure], tmp_path: Path) -> None:
+    lone = [r for r in results.rows if r.pattern in ("all", "labs")]
+    draw_figures(results.model_copy(update={"rows": lone}), [], tmp_path)
+    axes = drawn["patterns-auroc"].axes[0]
+    assert [t.get_text().split("\n")[0] for t in axes.get_xticklabels()] == ["all"]
+    rows = [t.get_text() for t in axes.get_yticklabels()]
+    assert len(rows) == len(set(rows)) and {"student", "teacher:labs"} <= set(rows)
+    assert "nan" not in " ".join(words(drawn["patterns-auroc"]))
+
+
+def test_only_generated_data_and_debug_runs_are_in_the_colour_of_a_warning(
+    results: Results, drawn: dict[str, Figure], tmp_path: Path
+) -> None:
+    for data, debug in (("real", False), ("real", True), ("generated", False)):
+        about = results.environment | {"debug": debug}
+        draw_figures(results.model_copy(update={"data": data, "environment": about}), [], tmp_path)
+        figure = drawn["patterns-auroc"]
+        assert (figure._supxlabel.get_color() == COLOURS[1]) == (data == "generated")
+        assert (figure._suptitle.get_color() == COLOURS[1]) == ("DEBUG RUN" in figure._suptitle.get_text()) == debug
 
 
 def test_a_run_without_weights_and_curves_has_heat_maps_only(tmp_path: Path) -> None:
