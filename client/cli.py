@@ -121,7 +121,9 @@ def _check_several(places: Sequence[Path], strays: Sequence[Finding], config: Co
         check_names(manifests)
         named = True
     opened = {folder: manifests[folder] for folder in cohorts}
-    between = [*strays, *unheld_warnings(opened, cohorts), *unit_warnings(opened, cohorts), *shared_patients(opened)]
+    between = [*strays, *unit_warnings(opened, cohorts), *shared_patients(opened)]
+    if not predict and len(cohorts) == len(places):  # a site that is refused may hold what the others lack
+        between += unheld_warnings(opened, cohorts, config.federation.min_patients)
     if between:
         _show_findings("Warnings between sites", between, console)
     refused = len(places) - len(cohorts) + (not named)

@@ -68,24 +68,26 @@ def show(
     state = checkpoint.load(run)
     if state.phase != "finished":
         raise ConsiliumError(
-            f"The run at {run} has no results yet (its state: {state.phase}). consilium-server resume RUN takes it up again."
+            f"The run at {run} has no results yet (its state: {state.phase}). If it still runs, wait for its end. If it stopped: "
+            f"consilium-server resume {run} --connection NAME; or, where the hospitals are simulated, --sites FOLDER."
         )
     results = load_results(run / FILE_NAME)
     told = {(r.site or "", r.pattern, r.metric, r.method): r for r in results.rows if r.method in (STUDENT, TEACHERS)}
     metrics = [m for m in (*METRICS, *REGRESSION_METRICS, *REGION_METRICS) if any(m == metric for _, _, metric, _ in told)][:2]
-    table = Table("hospital", "modalities given", "patients", *(f"{m}, {name}" for m in metrics for name in (STUDENT, TEACHERS)))
+    table = Table("hospital", "modalities given", "visits", *(f"{m}, {name}" for m in metrics for name in (STUDENT, TEACHERS)))
     for site, pattern in sorted({key[:2] for key in told}, key=lambda key: (key[0], key[1] != ALL, key[1].count("+"), key[1])):
         rows = [told.get((site, pattern, m, name)) for m in metrics for name in (STUDENT, TEACHERS)]
-        patients = next((str(row.n) for row in rows if row), "-")
+        visits = next((str(row.n) for row in rows if row), "-")
         given = "what each has" if pattern == ALL else pattern
-        table.add_row(site, given, patients, *("-" if row is None or row.mean is None else f"{row.mean:.3f}" for row in rows))
-    out = terminal.console()
-    out.print(f"{results.benchmark}: {'GENERATED patients' if results.data == 'generated' else 'real patients'}")
-    nothing = "No hospital told a result: each has too few test patients, or none (split.test, role: evaluate)."
-    out.print(table if told else nothing)
+        table.add_row(site, given, visits, *("-" if row is None or row.mean is None else f"{row.mean:.3f}" for row in rows))
+    patients = "GENERATED patients" if results.data == "generated" else "real patients"
     weights = {w.modality: w.value for w in results.weights if w.output is None}
-    out.print(f"Modality weights in the end (their sum is 1): {', '.join(f'{m} {v:.2f}' for m, v in weights.items())}")
-    out.print(f"Other metrics, every teacher and every output: {run / FILE_NAME}")
+    typer.echo(f"{results.benchmark}, {patients}; test visits alone")
+    terminal.console().print(table)
+    if not told:
+        typer.echo("No hospital told a result: each has too few test visits, or none (split.test; role: evaluate).")
+    typer.echo(f"Modality weights in the end (their sum is 1): {', '.join(f'{m} {v:.2f}' for m, v in weights.items())}")
+    typer.echo(f"Other metrics, every teacher and every output: {run / FILE_NAME}")
 
 
 def main() -> None:

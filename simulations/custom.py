@@ -29,7 +29,7 @@ from common.data.manifest import (
     reference_folder,
     stray_folders,
 )
-from common.data.quality import column_warnings, shared_patients
+from common.data.quality import column_warnings, shared_patients, unheld
 from common.errors import ConsiliumError, TooManyFaults, no_file
 from common.evaluation.metrics import REGION_METRICS
 from common.task import TaskType
@@ -213,15 +213,11 @@ def _refuse_unheld(consortium: Consortium, counts: Mapping[str, int]) -> None:
         counts: Site -> smallest count that it tells.
     """
     config = consortium.config
-    training = {site: c.part("train") for site, c in consortium.training.items() if site != REFERENCE_FOLDER}
-    unheld = [
-        name
-        for name in config.task.modalities
-        if all(len(c.holding(name)) < max(counts[site], config.federation.min_patients) for site, c in training.items())
-    ]
-    if unheld:
+    training = {site: c for site, c in consortium.training.items() if site != REFERENCE_FOLDER}
+    absent = unheld(training, {site: max(counts[site], config.federation.min_patients) for site in training})
+    if absent:
         raise ConsiliumError(
-            f"No site trains on {', '.join(unheld)}, which task '{config.task.name}' asks for: none has enough training visits "
+            f"No site trains on {', '.join(absent)}, which task '{config.task.name}' asks for: none has enough training visits "
             "with it (federation.min_patients; limits.min_count in a manifest). Add a site that holds it, or take it out of the "
             "task and the manifests."
         )

@@ -16,6 +16,8 @@ from common.task import Task
 FEWEST = Limits().min_count
 LETTERS, LONG = 2, 5
 """Of :func:`_misspelt`: most letters by which two words differ, and letters that both have."""
+OPPOSITES = (("hyper", "hypo"), ("", "a"), ("", "an"), ("", "ab"), ("", "un"), ("", "in"), ("", "im"), ("", "non"))
+"""Beginnings by which a word becomes its opposite: hypertension, hypotension; normal, abnormal."""
 
 
 def doubts(frame: pd.DataFrame, task: Task, labels: Iterable[str], patient: str | None, by: str | None) -> list[str]:
@@ -84,13 +86,22 @@ def _alike(rows: Mapping[str, int], classes: pd.Series, column: str) -> list[str
 
 
 def _misspelt(one: str, other: str) -> bool:
-    """Returns whether two names differ by case alone, or a long word of theirs by a letter or two; 'type A', 'type B' do not."""
-    mine, theirs = (re.split(r"[\W_]+", name.casefold()) for name in (one, other))
+    """Returns whether two names differ by case alone, or a long word of theirs by a letter or two.
+
+    'type A' and 'type B' do not, nor do 'HER2+' and 'HER2-', or 'typical' and 'atypical'.
+    """
+    mine, theirs = (re.split(r"[\s_]+", name.casefold()) for name in (one, other))
     if len(mine) != len(theirs):
         return False
     differing = [(a, b) for a, b in zip(mine, theirs, strict=True) if a != b]
+    if any(_opposite(*pair) or _opposite(*reversed(pair)) for pair in differing):
+        return False
     letters = sum(max(to - at, end - start) for a, b in differing for _, at, to, start, end in _changes(a, b))
     return letters <= LETTERS and all(min(len(a), len(b)) >= LONG and (a + b).isalpha() for a, b in differing)
+
+
+def _opposite(one: str, other: str) -> bool:
+    return any(one.startswith(a) and other == b + one.removeprefix(a) for a, b in OPPOSITES)
 
 
 def _changes(one: str, other: str) -> list[tuple[str, int, int, int, int]]:

@@ -115,6 +115,10 @@ def _outputs(frame: pd.DataFrame, table: Path, labels: Names) -> tuple[str, list
     if not bad.any() and (len(np.unique(known)) > MOST_CLASSES or (known % 1).any()):
         return "regression", [labels[0]]
     names = [str(t) for t in texts(pd.Series(np.sort(classes.unique()))).tolist()]
+    if len(set(names)) > MOST_CLASSES:
+        raise ConsiliumError(
+            f"Label '{labels[0]}' has {len(set(names))} classes, more than {MOST_CLASSES}. Name a column with classes or numbers."
+        )
     if twice := sorted({name for name in names if names.count(name) > 1}):
         spaced = classes[texts(classes).isin(twice) & (classes.astype(str) != texts(classes))]
         raise ConsiliumError(
@@ -124,10 +128,6 @@ def _outputs(frame: pd.DataFrame, table: Path, labels: Names) -> tuple[str, list
     if len(names) == 1:
         raise ConsiliumError(
             f"{table}: column '{labels[0]}' holds one class alone, '{names[0]}': nothing is to be told apart. Name another label."
-        )
-    if len(names) > MOST_CLASSES:
-        raise ConsiliumError(
-            f"Label '{labels[0]}' has {len(names)} classes, more than {MOST_CLASSES}. Name a column with classes or numbers."
         )
     return "multiclass", names
 

@@ -113,7 +113,7 @@ def _open(folder: Path, config: Config, say: Callable[[str], None]) -> Cohort:
         _tell(error.findings, say)
         raise
     _tell(cohort.findings, say)
-    rows, bad = len(read_frame(home / manifest.patients)), len({f.row for f in cohort.findings})
+    rows, bad = len(read_frame(home / manifest.patients)), len({f.visit for f in cohort.findings})
     if left := rows - len(cohort):
         names = ", ".join(config.task.modalities)
         say(f"{left:,} of {rows:,} row(s) are left out: {bad:,} with a fault, {left - bad:,} with none of {names}.")

@@ -14,6 +14,8 @@ def pytest_configure() -> None:
     # Tests run in parallel on few cores; more threads per process only slow each other down.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
+    # pytest-xdist tells its workers a width; tables are as wide as a user sees them who pipes them.
+    os.environ.pop("COLUMNS", None)
     # No wall clock decides whether a test passes: the machine may be busy.
     settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("unhurried")

@@ -22,8 +22,8 @@ ABSENT = (
     "manifest"
 )
 NOWHERE = (
-    "none of these sites that train has anything of '{}': a run of them alone ends at once. Check the exports, add a site that "
-    "holds it, or take it out of the task"
+    "no site has enough training visits with '{}' (federation.min_patients; limits.min_count in a manifest): a run of these "
+    "sites ends at once. Check the exports, add a site that holds it, or take it out of the task"
 )
 CONSTANT = "every value is the same, so nothing is learned from it. Check the export, or take the variable out of the manifest"
 SENTINELS = (-9, -99, -999, -9999, -99999, -999999, 999, 9999, 99999, 999999)
@@ -73,21 +73,39 @@ def modality_warnings(manifest: Manifest, cohort: Cohort) -> tuple[Finding, ...]
         manifest: What the folder says it holds.
         cohort: Its patients, all of them.
     """
-    absent = [name for name in manifest.modalities if len(cohort) and not len(cohort.holding(name))]
+    held = dict(zip(cohort.task.modalities, cohort.present.any(0).tolist(), strict=True))
+    absent = [name for name in manifest.modalities if len(cohort) and not held[name]]
     return tuple(Finding(manifest.patients, HEADER, manifest.modalities[n].column or "", ABSENT.format(n)) for n in absent)
 
 
-def unheld_warnings(sites: Mapping[Path, Manifest], cohorts: Mapping[Path, Cohort]) -> tuple[Finding, ...]:
-    """Returns the modalities of the task that no training site holds.
+def unheld(training: Mapping[str, Cohort], least: Mapping[str, int]) -> list[str]:
+    """Returns the modalities that no site has training visits enough of, as enrolling would find.
+
+    Args:
+        training: Site that trains -> its patients.
+        least: Site -> training visits with a modality from which on it trains on it.
+    """
+    enough: set[str] = set()
+    modalities: list[str] = []
+    for site, cohort in training.items():
+        modalities = list(cohort.task.modalities)
+        held = cohort.present.numpy()[cohort.split == "train"].sum(0)
+        enough |= {name for name, visits in zip(modalities, held, strict=True) if visits >= least[site]}
+    return [name for name in modalities if name not in enough]
+
+
+def unheld_warnings(sites: Mapping[Path, Manifest], cohorts: Mapping[Path, Cohort], min_patients: int) -> tuple[Finding, ...]:
+    """Returns the modalities of the task that no site trains on.
 
     Args:
         sites: Folder -> its manifest.
         cohorts: Folder -> its patients.
+        min_patients: Of the configuration (``federation.min_patients``).
     """
-    training = [c for f, c in cohorts.items() if sites[f].role == "train" and f.name != REFERENCE_FOLDER and len(c)]
-    modalities = training[0].task.modalities if training else ()
-    unheld = [name for name in modalities if not any(len(c.holding(name)) for c in training)]
-    return tuple(Finding(IN_TASK, HEADER, name, NOWHERE.format(name)) for name in unheld)
+    named = {str(f): f for f in cohorts if sites[f].role == "train" and f.name != REFERENCE_FOLDER}
+    least = {name: max(sites[f].limits.min_count, min_patients) for name, f in named.items()}
+    absent = unheld({name: cohorts[f] for name, f in named.items()}, least)
+    return tuple(Finding(IN_TASK, HEADER, name, NOWHERE.format(name)) for name in absent)
 
 
 def _doubtful(modality: Modality, held: Cohort, name: str) -> dict[str, str]:

@@ -328,6 +328,20 @@ def test_a_modality_that_no_visit_has_is_a_warning(tmp_path: Path) -> None:
     assert "task file" not in check(tmp_path, "--task", task, "--predict").output
 
 
+@pytest.mark.parametrize(("held", "warned"), [(4, True), (20, False)])
+def test_a_modality_that_too_few_visits_have_for_a_run_is_a_warning_between_sites(
+    tmp_path: Path, held: int, warned: bool
+) -> None:
+    folder, task = without_series(tmp_path / "ash")
+    table = pd.read_csv(folder / "patients.csv").astype({"ct": float})
+    table.loc[: held - 1, "ct"] = [i / 3 for i in range(held)]
+    table.to_csv(folder / "patients.csv", index=False)
+    assert (("task file", "1", "ct") in listed(check(tmp_path, "--task", task).output)) == warned
+    shutil.copytree(folder, tmp_path / "birch")  # of the same name, or refused: it may hold what the other lacks
+    (tmp_path / "birch" / FILE_NAME).write_text("site: birch\n", encoding="utf-8")
+    assert "task file" not in check(tmp_path, "--task", task).output
+
+
 def test_series_are_spoken_of_only_where_the_task_has_some(tmp_path: Path) -> None:
     folder, task = without_series(tmp_path / "ash")
     said = " ".join(check(folder, "--task", task).output.replace("│", " ").split())

@@ -87,14 +87,16 @@ def test_what_the_hospitals_told_is_shown(undisturbed: Path) -> None:
     shown = CliRunner().invoke(cli.app, ["show", str(undisturbed)])
     assert shown.exit_code == 0, shown.output
     results = load_results(undisturbed / "results.json")
-    row = next(r for r in results.rows if r.method == "student" and r.pattern == "all" and r.metric == "auroc")
-    (line,) = [line for line in shown.output.splitlines() if str(row.site) in line and "what each has" in line]
-    assert str(row.n) in line
-    assert f"{row.mean:.3f}" in line
+    whole = [r for r in results.rows if r.pattern == "all" and r.metric == "auroc"]
+    student = next(r for r in whole if r.method == "student")
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.output.splitlines() if line.startswith("│")]
+    (row,) = [row for row in cells if row[:2] == [student.site, "what each has"]]
+    teaching = next(r for r in whole if r.method == "teachers" and r.site == student.site)
+    assert row[2:5] == [str(student.n), f"{student.mean:.3f}", f"{teaching.mean:.3f}"]
     assert "Modality weights in the end" in shown.output
 
 
 def test_a_run_that_has_not_finished_has_nothing_to_show(interrupted: Path) -> None:
     refused = CliRunner().invoke(cli.app, ["show", str(interrupted)])
     assert isinstance(refused.exception, ConsiliumError)
-    assert "no results yet (its state: failed)" in str(refused.exception)
+    assert f"consilium-server resume {interrupted} --connection" in str(refused.exception)

@@ -83,6 +83,12 @@ def test_classes_that_are_rare_or_spelt_almost_alike_are_doubted(frame: pd.DataF
         ("lesion1", "lesion2", False),
         ("male", "female", False),
         ("benign", "malignant", False),
+        ("normal", "abnormal", False),
+        ("atypical", "typical", False),
+        ("hypotension", "severe hypertension", False),
+        ("hypertension", "hypotension", False),
+        ("HER2+", "HER2-", False),
+        ("<65", ">=65", False),
     ],
 )
 def test_words_are_compared_and_not_numbers_or_single_letters(

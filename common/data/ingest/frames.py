@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -92,11 +93,13 @@ def read_frame(path: Path) -> pd.DataFrame:
 
 def _refuse_semicolons(path: Path) -> None:
     """Raises IngestError if semicolons separate the names of a CSV file: its decimal commas then look like ends of cells."""
-    if path.suffix == ".csv":
-        with path.open(encoding="utf-8", errors="replace") as file:
-            header = file.readline()
-        if header.count(";") > header.count(","):
-            raise IngestError.at(HEADER, None, f"the file is {SEMICOLONS}") from None
+    header = ""
+    with suppress(OSError):  # whoever asks says that it cannot be read
+        if path.suffix == ".csv":
+            with path.open(encoding="utf-8", errors="replace") as file:
+                header = file.readline()
+    if header.count(";") > header.count(","):
+        raise IngestError.at(HEADER, None, f"the file is {SEMICOLONS}") from None
 
 
 def _first_undecodable(path: Path) -> str:
