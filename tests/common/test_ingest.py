@@ -390,3 +390,9 @@ def test_an_image_that_cannot_be_used_is_named(tmp_path: Path, name: str, text: 
     found = fault(tmp_path, Source("image", column="cxr"), MODALITIES["cxr"], name)
     assert text in found
     assert "Doe" not in found
+
+
+def test_a_table_that_nobody_can_open_is_refused_as_such(tmp_path: Path) -> None:
+    (tmp_path / "labs.csv").mkdir()
+    with pytest.raises(IngestError, match="cannot be read as csv"):
+        read_frame(tmp_path / "labs.csv")
