@@ -71,7 +71,7 @@ def check(
     places = [found for path in paths for found in _sites(path)]
     if len(places) == 1 and places == paths:
         folder = places[0] if places[0].is_dir() else places[0].parent
-        if _check_site(folder, _manifest(places[0], predict=predict), config, console, labels=not predict)[0].findings:
+        if _check_site(folder, _manifest(places[0], predict=predict), config, console, predict=predict)[0].findings:
             raise typer.Exit(1)
         return
     if not _check_several(places, [f for path in paths for f in _strays(path)], config, console, predict=predict):
@@ -114,7 +114,7 @@ def _check_several(places: Sequence[Path], strays: Sequence[Finding], config: Co
     for folder, manifest in manifests.items():
         mine = replace(config, split=replace(config.split, test=0.0)) if folder.name == REFERENCE_FOLDER else config
         with _refusals(console):
-            cohorts[folder], number = _check_site(folder, manifest, mine, console, labels=not predict)
+            cohorts[folder], number = _check_site(folder, manifest, mine, console, predict=predict)
             within += number
     named = False
     with _refusals(console):
@@ -144,10 +144,10 @@ def _refusals(console: Console) -> Iterator[None]:
         console.print(f"Refused: {escape(str(error))}", soft_wrap=True)
 
 
-def _check_site(folder: Path, manifest: Manifest, config: Config, console: Console, *, labels: bool) -> tuple[Cohort, int]:
+def _check_site(folder: Path, manifest: Manifest, config: Config, console: Console, *, predict: bool) -> tuple[Cohort, int]:
     """Opens a site and prints what is in it; returns its patients and the number of warnings."""
     console.print(f"Site: {manifest.site}")
-    if labels and folder.resolve().name != REFERENCE_FOLDER:
+    if not predict and folder.resolve().name != REFERENCE_FOLDER:
         check_labels(manifest)
     try:
         check_against_task(manifest, config.task)
