@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from simulations.ablations import standard, teachers
 from simulations.benchmarks.base import Benchmark, Published, Split, refuse_reference
 from simulations.datasets import uci_heart
 from simulations.datasets.files import data_folder
@@ -51,5 +52,9 @@ BENCHMARK = Benchmark(
     comparable=(
         "Same rows and test rows. FLamby scales each centre by its own moments, here all are scaled by those of the training "
         "sites together. Its results files were revised; these figures are of one revision."
+    ),
+    ablations=(
+        teachers("small", "a small network instead of a linear one", table=["small"]),
+        *standard("student-no-kd"),
     ),
 )
