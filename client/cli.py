@@ -33,8 +33,7 @@ from common.data.manifest import (
     unlabelled,
 )
 from common.data.quality import (
-    column_warnings,
-    mask_warnings,
+    content_warnings,
     modality_warnings,
     shared_patients,
     split_warnings,
@@ -169,8 +168,7 @@ def _check_site(folder: Path, manifest: Manifest, config: Config, console: Conso
         _show_findings("Left out, and no fault", [Finding(manifest.patients, row, "", problem) for row in cohort.empty], console)
     warnings = [
         *modality_warnings(manifest, cohort),
-        *column_warnings(folder, manifest, cohort),
-        *mask_warnings(manifest, cohort),
+        *content_warnings(folder, manifest, cohort),
     ]
     if folder.resolve().name != REFERENCE_FOLDER:
         warnings += split_warnings(manifest, cohort, config.split)

@@ -26,7 +26,7 @@ from common.data.cohort import Cohort, Finding
 from common.data.folder import open_cohort
 from common.data.ingest.frames import IngestError, inside, read_frame
 from common.data.manifest import FILE_NAME, OWN_FOLDER, Manifest, check_labels, hospital_folders, load_manifest
-from common.data.quality import column_warnings
+from common.data.quality import content_warnings
 from common.data.standardise import Standardisation
 from common.errors import ConsiliumError, TooManyFaults
 from common.models.ensemble import GROUP_SEPARATOR, groups
@@ -165,9 +165,10 @@ class Site:
         return key
 
     def store_findings(self) -> None:
-        """Writes faults and columns that tell nothing into this hospital's own folder; the server is told the faults' number."""
+        """Writes faults and what tells nothing into this hospital's own folder; the server is told the number of the faults."""
+        told = content_warnings(self.folder, self.manifest, self.cohort)
         with self.own_folder() as place:
-            _write_findings(place, (*self.cohort.findings, *column_warnings(self.folder, self.manifest, self.cohort)))
+            _write_findings(place, (*self.cohort.findings, *told))
 
     def store_predictions(self, run: str, predictions: pd.DataFrame) -> None:
         """Keeps predictions for this hospital's own use; they never leave its folder.

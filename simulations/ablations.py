@@ -17,6 +17,8 @@ NO_KD = (
 """Without teachers the labels must do all the work, at the sites too."""
 UNIFORM = ("weights=uniform",)
 METAKD = ("weights=metakd",)
+UNGUARDED = ("weights.guard=false",)
+"""Learned weights prevail although the reference set does not resolve that they are better."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ STANDARD = (
     Ablation("student-ratio", "pairwise distillation", "ratio of the weights, as released", ("distill.pairwise=ratio",)),
     Ablation("student-uniform", "modality weights", "uniform", UNIFORM),
     Ablation("student-metakd", "modality weights", "by MetaKD's released estimator", METAKD),
-    Ablation("student-unguarded", "modality weights", "learned, kept in any case", ("weights.guard=false",)),
+    Ablation("student-unguarded", "modality weights", "learned, kept in any case", UNGUARDED),
+    Ablation("student-metakd-unguarded", "modality weights", "by MetaKD's estimator, kept in any case", (*METAKD, *UNGUARDED)),
     Ablation("student-balance", "balance", "by distillation", ("balance=distillation",)),
     Ablation("student-dropout-batch", "modality dropout", "drawn per batch", ("distill.dropout_by=batch",)),
     Ablation("student-no-dropout", "modality dropout", "none", ("distill.dropout=0",)),
@@ -80,7 +83,9 @@ def standard(*names: str) -> tuple[Ablation, ...]:
     return tuple(known[name] for name in names)
 
 
-NEEDS_REFERENCE = ("student-uniform", "student-metakd", "student-unguarded", "student-no-refine")
+NEEDS_REFERENCE = (
+    "student-uniform", "student-metakd", "student-unguarded", "student-metakd-unguarded", "student-no-refine",
+)  # fmt: skip
 NO_REFERENCE = tuple(a for a in STANDARD if a.name not in NEEDS_REFERENCE)
 """What one without a reference set and without meta patients can try: its weights stay equal, and refine does all the work."""
 
@@ -107,6 +112,19 @@ POOLED = (
 )
 """The parts of the pooled-bottleneck method, each by itself, where the main setting is without them."""
 
+
+_PARTS = ("model.student.series=conv", "model.student.table=attention", "model.student.text=attention")
+OF_PARTS = (
+    Ablation("student-joint-parts", "student reads steps, columns and words", "joint", ("model.fusion=joint", *_PARTS)),
+    Ablation(
+        "student-bottleneck-parts",
+        "student reads steps, columns and words",
+        "pooled bottleneck, a token each",
+        ("model.fusion=bottleneck", *_PARTS),
+        against="student-joint-parts",
+    ),
+)
+"""Where the main setting's encoders summarise, a modality is one token: only so does the bottleneck see what it was made for."""
 
 PLAIN_SERIES = Ablation(
     "student-plain-series",

@@ -29,7 +29,7 @@ from common.data.manifest import (
     reference_folder,
     stray_folders,
 )
-from common.data.quality import column_warnings, shared_patients, unheld
+from common.data.quality import content_warnings, shared_patients, unheld
 from common.errors import ConsiliumError, TooManyFaults, no_file
 from common.evaluation.metrics import REGION_METRICS
 from common.task import TaskType
@@ -257,10 +257,10 @@ def _untaught(consortium: Consortium) -> list[str]:
 
 
 def _silent(folder: Path, consortium: Consortium) -> list[str]:
-    """Returns a line for every column that tells nothing, at any site."""
+    """Returns a line for every column or mask that tells nothing, at any site."""
     opened = consortium.testing | consortium.training
     found = []
     for place, manifest in _manifests(folder).items():
         site = REFERENCE_FOLDER if place.name == REFERENCE_FOLDER else manifest.site
-        found += [f"{site}/{finding}" for finding in column_warnings(place, manifest, opened[site])] if site in opened else []
+        found += [f"{site}/{finding}" for finding in content_warnings(place, manifest, opened[site])] if site in opened else []
     return found

@@ -54,7 +54,7 @@ def open_cohort(folder: Path, manifest: Manifest, task: Task, split: SplitConfig
     manifest = spelled_out(manifest, task)
     table = _patient_table(folder, manifest)
     findings = [
-        Finding(manifest.patients, int(row) + 2, column, "the cell is empty")
+        Finding(manifest.patients, int(row) + 2, column, "the cell is empty; fill it in, or take the row out")
         for column in (manifest.patient, manifest.visit)
         for row in np.flatnonzero(table[column].isna())
     ]
@@ -293,6 +293,11 @@ def _stack(values: dict[int, NDArray[np.generic]], rows: int, modality: Modality
     return torch.from_numpy(stacked)
 
 
+def _place(cohort: Cohort, bad: NDArray[np.bool_]) -> int:
+    """Returns the row of the patient table, as a spreadsheet shows it, of the first bad visit."""
+    return int(cohort.row[bad][0]) + HEADER + 1
+
+
 def _split(cohort: Cohort, table: pd.DataFrame, manifest: Manifest, split: SplitConfig, seed: int) -> NDArray[np.str_]:
     """Returns the split of every visit: patients, never visits, are split, seeded and balanced by their worst label.
 
@@ -302,12 +307,15 @@ def _split(cohort: Cohort, table: pd.DataFrame, manifest: Manifest, split: Split
         return np.full(len(cohort), "test", dtype="<U10")
     if manifest.split is not None:
         named = table[manifest.split].astype(str).to_numpy()[cohort.row]
-        if not set(named) <= set(SPLITS):
-            raise ConsiliumError(f"Site '{manifest.site}': column '{manifest.split}' may hold only {', '.join(SPLITS)}.")
-        if (pd.Series(named).groupby(cohort.patient).nunique() > 1).any():
+        where = f"Site '{manifest.site}': {manifest.patients}, row {{}}, column '{manifest.split}'"
+        strange = ~np.isin(named, SPLITS)
+        if strange.any():
+            raise ConsiliumError(f"{where.format(_place(cohort, strange))} may hold only {', '.join(SPLITS)}. Write one of them.")
+        torn = named != pd.Series(named).groupby(cohort.patient).transform("first").to_numpy()
+        if torn.any():
             raise ConsiliumError(
-                f"Site '{manifest.site}': column '{manifest.split}' puts visits of one patient into different splits. Split "
-                "patients, never visits."
+                f"{where.format(_place(cohort, torn))}: visits of one patient are in different splits. Split patients, never "
+                "visits: write what an earlier visit of the patient has."
             )
         return named.astype("<U10")
     names = texts(table[manifest.patient]).to_numpy()[cohort.row]

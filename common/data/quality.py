@@ -44,6 +44,14 @@ FEWEST = 2
 """Visits that must hold a modality before its columns are judged."""
 
 
+def content_warnings(folder: Path, manifest: Manifest, cohort: Cohort) -> tuple[Finding, ...]:
+    """Returns what tells nothing or is doubtful in a hospital's files: columns, and masks that mark nothing.
+
+    Args as for :func:`column_warnings`.
+    """
+    return (*column_warnings(folder, manifest, cohort), *mask_warnings(manifest, cohort))
+
+
 def column_warnings(folder: Path, manifest: Manifest, cohort: Cohort) -> tuple[Finding, ...]:
     """Returns the columns of tables and series that are empty, or equal in all visits, or hold codes for missing values.
 

@@ -8,24 +8,30 @@ from typing import Any
 
 from common.errors import ConsiliumError
 from common.evaluation.metrics import REGION_METRICS
-from simulations.ablations import Ablation, standard
+from simulations.ablations import Ablation, standard, teachers
 from simulations.benchmarks.base import Benchmark, Published, Split
 from simulations.datasets import brats
-from simulations.datasets.files import data_folder
+from simulations.datasets.files import data_folder, differs
 
 METHODS = (
     "student", "teachers", "student-uniform", "student-no-kd", "metakd-faithful", "central-zero", "fedavg", "local", "central",
     "central-full",
 )  # fmt: skip
 ABLATIONS = (
+    teachers("large", "one, larger", volume=["base"]),
+    teachers("two", "two, the larger one too", volume=["small", "base"]),
     Ablation("student-weighted", "fusion", "weighted, one mean of the maps", ("model.fusion=weighted",)),
     Ablation("student-late", "fusion", "late, logits alone", ("model.fusion=late",)),
     *standard("student-no-pairwise", "student-ratio", "student-uniform", "student-metakd"),
     Ablation("student-one-row", "modality weights", "one row for all regions", ("weights.per_output=false",)),
-    *standard("student-dropout-batch", "student-no-refine"),
+    *standard("student-dropout-batch", "student-no-scale", "student-no-refine"),
 )
 EPOCHS, LOCAL_EPOCHS = 60, 2
 """Of what trains in one phase alone, ``metakd-faithful`` among it; those between two averages (``refine.epochs``)."""
+
+
+CASES = {2018: 285, 2019: 335, 2020: 369}
+"""Of the training data, as the organisers of each year count them."""
 
 
 def home_of(year: int | str) -> tuple[str, str]:
@@ -46,7 +52,11 @@ def prepare(folder: Path, split: Split, year: int) -> dict[str, Any]:
     refuse_another_reference(split)
     needs = home_of(year)
     cases = brats.load(data_folder(*needs), needs[1])
-    return brats.write_sites(cases, folder, seed=split.seed, masked=split.masked)
+    said = brats.write_sites(cases, folder, seed=split.seed, masked=split.masked)
+    found = len(cases.frame) + cases.exclusions.get(brats.UNLISTED, 0)
+    if cases.data == "real" and (told := differs("Training cases", [found], [CASES[year]], f"BraTS {year}")):
+        said["warnings"] = [f"{told} Unpack all of its training data there, and nothing else.", *said["warnings"]]
+    return said
 
 
 def of_year(year: int, published: tuple[Published, ...], comparable: str) -> Benchmark:

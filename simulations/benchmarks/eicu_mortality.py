@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from simulations.ablations import JOINT, PLAIN_SERIES, POOLED, STANDARD, references, teachers
+from simulations.ablations import JOINT, OF_PARTS, PLAIN_SERIES, POOLED, STANDARD, references, teachers
 from simulations.benchmarks.base import METHODS, Benchmark, Published, Split
 from simulations.datasets import eicu
 from simulations.datasets.files import data_folder
@@ -84,6 +84,7 @@ BENCHMARK = Benchmark(
         ),
         JOINT,
         *POOLED,
+        *OF_PARTS,
         *STANDARD,
         *references(0, 0.05, 0.1),
     ),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from common.evaluation.metrics import REGION_METRICS
+from simulations.ablations import standard, teachers
 from simulations.benchmarks.base import Benchmark, Published, Split, refuse_reference
 from simulations.datasets import hippocampus
 from simulations.datasets.files import data_folder
@@ -40,4 +41,5 @@ BENCHMARK = Benchmark(
         Published("atlas of place and grey value, naive Bayes", "dice", 0.7675, "measured", "mean of .782 and .753", n=52),
         Published("nnU-Net", "dice", 0.895, "second-hand", "mean of about .90 and .89, other cases; source not read"),
     ),
+    ablations=(teachers("large", "one, larger", volume=["base"]), *standard("student-no-kd")),
 )

@@ -57,6 +57,7 @@ more, and 2020's names tell none) cases alternate among all clients: ours."""
 TEST_SHARE, SPLIT_SEED = 0.4, 18
 LISTS = ("train.csv", "test.csv")
 UNKNOWN = "unknown"
+UNLISTED = "cases in no list"
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def load(root: Path, how_to_get: str) -> Cases:
         for f, files in whole.items()
     ]
     frame, unlisted = _by_lists(pd.DataFrame(rows), root, {f.name for f in maskless})
-    left_out = {"validation cases without a mask": len(maskless), "cases in no list": unlisted}
+    left_out = {"validation cases without a mask": len(maskless), UNLISTED: unlisted}
     data, version = origin(root, f"the training data in {root.name}", "BraTS 2018")
     sizes = sorted(f"{files[p][0].name} {files[p][0].stat().st_size}" for files in whole.values() for p in PARTS)
     checksum = hashlib.sha256("\n".join(sizes).encode()).hexdigest()

@@ -391,9 +391,8 @@ def test_a_split_column_prevails(tmp_path: Path) -> None:
     assert cohort.split.tolist() == names[cohort.row].tolist()
 
 
-def test_a_split_column_with_other_words_is_refused(tmp_path: Path) -> None:
-    assert "may hold only train, meta" in refused(tmp_path, with_split(tmp_path, ["train"] * 39 + ["SECRET"]))
-
-
-def test_a_split_column_that_tears_a_patient_apart_is_refused(tmp_path: Path) -> None:
-    assert "one patient into different splits" in refused(tmp_path, with_split(tmp_path, ["train", "test"] * 20))
+def test_a_split_column_with_other_words_or_that_tears_a_patient_apart_is_refused(tmp_path: Path) -> None:
+    said = refused(tmp_path, with_split(tmp_path, ["train"] * 38 + ["SECRET"] * 2))
+    assert "patients.csv, row 40, column 'part' may hold only train, meta" in said
+    said = refused(tmp_path, with_split(tmp_path, ["train"] * 20 + ["test", "train"] * 10))
+    assert "patients.csv, row 25, column 'part': visits of one patient are in different splits" in said  # row 22 holds nothing

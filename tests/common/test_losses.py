@@ -79,6 +79,15 @@ def test_distillation_is_t_squared_times_the_divergence_of_softened_outcomes(kin
     assert distillation_loss(kind, student, teacher, T).numpy() == pytest.approx(expected, rel=1e-9)
 
 
+def test_the_distillation_of_voxels_is_averaged_over_regions_and_voxels() -> None:
+    g = torch.Generator().manual_seed(0)
+    student, teacher = (2 * torch.randn(3, 2, 2, 3, 4, generator=g, dtype=torch.float64) for _ in range(2))
+    p, q = (1 / (1 + np.exp(-x.numpy() / T)) for x in (student, teacher))
+    divergence = q * np.log(q / p) + (1 - q) * np.log((1 - q) / (1 - p))
+    expected = T**2 * divergence.reshape(3, -1).mean(1)
+    assert distillation_loss("segmentation", student, teacher, T).numpy() == pytest.approx(expected, rel=1e-9)
+
+
 @pytest.mark.parametrize("kind", CLASSES)
 def test_the_gradient_of_distillation_is_t_times_the_difference_of_probabilities(kind: TaskType) -> None:
     student, teacher = logits(kind, 1).requires_grad_(), logits(kind, 2)

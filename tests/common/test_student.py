@@ -228,6 +228,26 @@ def test_dp_sgd_gets_the_gradient_of_every_patient_through_the_bottleneck(length
             assert torch.allclose(samples[n][i], p.grad, rtol=1e-3, atol=1e-5), n
 
 
+def test_columns_places_steps_and_words_reach_what_the_whole_student_says_with_any_pattern() -> None:
+    config = make_config(fusion="bottleneck")
+    by_parts = {"image": "small", "series": "conv", "table": "attention", "text": "attention"}
+    torch.manual_seed(0)
+    student = Student(config.task, replace(config.model, student=by_parts)).eval()
+    assert isinstance(student.fusion, Bottleneck)
+    heard(student.fusion)
+    batch = make_cohort(config.task, 12, complete=True).batch()
+    features = student.features(batch)
+    assert all(tokens.shape[1] > 1 for tokens in features.tokens)
+    for pattern in torch.cartesian_prod(*[torch.tensor([False, True])] * 4)[1:]:
+        present = pattern.expand(12, -1)
+        said = student.speak(features, present).fused
+        assert said.isfinite().all()
+        for at in range(4):  # tokens alone: what is pooled of the modality stays
+            tokens = tuple(t * (k != at) for k, t in enumerate(features.tokens))
+            changed = student.speak(replace(features, tokens=tokens), present).fused != said
+            assert changed.any(1).all() == pattern[at], f"modality {at} of {pattern.tolist()}"
+
+
 def test_tokens_that_are_not_seen_do_not_matter() -> None:
     _, logits, present, weights, prior = fusion_inputs()
     fusion, features = bottleneck_inputs(5, 2, 3)

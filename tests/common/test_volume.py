@@ -14,7 +14,7 @@ from common.data.folder import _same_place, open_cohort
 from common.data.ingest.frames import IngestError
 from common.data.ingest.volume import OUTSIDE, place_of, read_mask, read_volume
 from common.data.manifest import load_manifest
-from common.data.quality import BLANK, mask_warnings
+from common.data.quality import BLANK, content_warnings, mask_warnings
 from common.task import Modality, Task
 
 GRID = Modality("volume", voxels=(16, 16, 16))
@@ -138,6 +138,7 @@ def test_a_mask_that_marks_nothing_is_a_warning_and_one_empty_region_is_none(tmp
     cohort = open_cohort(tmp_path, manifest, task, SplitConfig(), 0)
     assert (len(cohort), cohort.findings) == (2, ())
     assert mask_warnings(manifest, cohort) == (Finding("patients.csv", 3, "seg", BLANK),)
+    assert content_warnings(tmp_path, manifest, cohort) == mask_warnings(manifest, cohort)
     assert "export the mask again" in BLANK
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from common.learning.lessons import Teaching
-from common.models.ensemble import Calibration
-from server.distillation import resolved_better
+from common.models.ensemble import Calibration, initial_calibration
+from server.distillation import calibrated, resolved_better
+from tests.common.samples import make_config
 
 
 def heard(noise: float, patients: int = 400) -> tuple[Teaching, Tensor]:
@@ -35,3 +36,13 @@ def test_patients_with_one_modality_tell_nothing_of_the_weights() -> None:
     alone = replace(teaching, taught=torch.tensor([[True, False]]).expand(len(labels), 2))
     learned, even = torch.tensor([[2.0, -2.0]]), torch.zeros(1, 2)
     assert not resolved_better("binary", alone, labels, (learned, teaching.calibration), (even, teaching.calibration))
+
+
+def test_without_scale_s_and_b_stay_where_they_start() -> None:
+    teaching, labels = heard(3.0)
+    config, omega, start = make_config(), torch.zeros(1, 2), teaching.calibration
+    fitted = calibrated(config, labels, teaching, None, omega, start)
+    assert not torch.allclose(fitted.scale, start.scale, rtol=0.05)
+    off = replace(config, distill=replace(config.distill, scale=False))
+    assert calibrated(off, labels, teaching, None, omega, start) is start
+    assert [initial_calibration(config.task, start.prior, scale=on).scale.item() for on in (True, False)] == [4, 1]

@@ -28,6 +28,7 @@ from simulations.benchmarks import brain_twin as brain_twin_benchmark
 from simulations.benchmarks import metakd_brats2018, metakd_brats2019, metakd_brats2020
 from simulations.benchmarks.base import Benchmark, Split
 from simulations.datasets import brain_twin, brats
+from simulations.datasets.files import MARK
 from simulations.metakd import SETTINGS
 
 FEW = {"CBICA": 2, "2013": 4, "TCIA03": 3}
@@ -327,6 +328,25 @@ def test_a_year_runs_on_the_organisers_layout_with_every_kind_of_method(tmp_path
     marks = {str(r.published).partition(":")[0] for r in rows if r.published}
     assert marks == {"published", "second-hand", "inferred"}
     assert load_results(outcome.folder / "results.json").data == "generated", "the mark of the twin lies in its folder"
+
+
+@pytest.mark.parametrize("benchmark", YEARS, ids=lambda b: b.name)
+def test_every_year_reads_its_own_names_and_counts_real_cases(
+    benchmark: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONSILIUM_DATA", str(tmp_path))
+    year = benchmark.name.removeprefix("metakd-brats")
+    place = tmp_path / f"brats{year}"
+    brain_twin.write_twin(place, seed=1, edge=16, cases={"CBICA": 1, "TCIA03": 19})
+    for at, case in enumerate(cases_of(place)):
+        rename(place, case, {"2018": case, "2019": case.replace("18", "19", 1)}.get(year, f"BraTS20_Training_{at + 1:03}"))
+    generated = benchmark.prepare(tmp_path / "generated", Split(0, 0))
+    assert generated["data"] == "generated" and not any("Training cases" in w for w in generated["warnings"])
+    (place / MARK).unlink()
+    real = benchmark.prepare(tmp_path / "real", Split(0, 0))
+    count = {"2018": 285, "2019": 335, "2020": 369}[year]
+    assert real["data"] == "real" and real["warnings"][0].startswith(f"Training cases: 20; BraTS {year} has {count}. Unpack all")
+    assert len(real["warnings"]) == (3 if year == "2020" else 1), "of 2020 no case tells its institution"
 
 
 @pytest.mark.parametrize("benchmark", YEARS, ids=lambda b: b.name)

@@ -6,12 +6,14 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
 from torch import Tensor
 
+from common.config import Config
 from common.data.cohort import Batch, Cohort
 from common.data.manifest import FILE_NAME, REFERENCE_FOLDER
 from common.evaluation.metrics import metrics
@@ -21,7 +23,7 @@ from simulations import metakd
 from simulations.baselines import Consortium, Trained, open_consortium, unimodal
 from simulations.metakd import MetaKD, MetaKDVolumes, metakd_faithful
 from tests.common.samples import make_cohort, make_config, write_folder
-from tests.simulations.test_zero_filled import brains, scans
+from tests.simulations.test_zero_filled import EDGE, brains, scans
 
 THREE = ("admission", "labs", "cxr")
 
@@ -82,6 +84,69 @@ def test_of_volumes_the_mean_fills_the_bottleneck_alone_and_weights_scale_it_alo
 def held(batch: Batch) -> tuple[Tensor, ...]:
     """Whether a modality is present, per modality, [B, 1, 1, 1, 1]."""
     return batch.present[:, :, None, None, None, None].unbind(1)
+
+
+def scanned(config: Config, size: int) -> Cohort:
+    """Cases of two or four scans each, with masks, the first of each three complete."""
+    batch = scans(config, [[True, True, n % 3 == 0, n % 3 == 0] for n in range(size)])
+    labels = (torch.rand(batch.labels.shape, generator=torch.Generator().manual_seed(1)) < 0.3).to(torch.uint8)
+    rows = np.arange(size)
+    return Cohort(config.task, batch.inputs, batch.present, labels, True, rows, rows, np.full(size, "train", dtype="<U10"))
+
+
+def test_the_released_loss_of_voxels_averages_dice_and_sums_the_cross_entropy_over_the_regions() -> None:
+    g = torch.Generator().manual_seed(0)
+    logits, regions = torch.randn(2, 3, 4, 4, 4, generator=g), torch.rand(2, 3, 4, 4, 4, generator=g) < 0.4
+    p, y = logits.sigmoid(), regions.float()
+    overlap, sizes = (p * y).flatten(2).sum(2), (p + y).flatten(2).sum(2)
+    crossed = -(y * p.log() + (1 - y) * (1 - p).log()).flatten(2).mean(2)
+    expected = (1 - 2 * overlap / (sizes + 1)).mean(1) + crossed.sum(1)
+    assert torch.allclose(metakd._loss("segmentation", logits, regions.to(torch.uint8)), expected, atol=1e-5)
+
+
+def test_the_weights_of_scans_are_learned_on_the_released_share_of_the_fullest_cases() -> None:
+    config = brains()
+    for size, most in ((24, 1), (285, 5)):
+        train, meta = metakd._meta_patients(scanned(config, size), torch.Generator().manual_seed(0))
+        assert (len(train), len(meta)) == (size - most, most)
+        assert meta.present.all()
+
+
+@pytest.mark.parametrize("kind", ["scans", "visits"])
+def test_in_the_second_stage_patterns_are_drawn_and_all_along_pairs_are_distilled(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = brains() if kind == "scans" else make_config("multiclass", THREE)
+    config = replace(config, distill=replace(config.distill, epochs=6))
+    cohort = scanned(config, 4) if kind == "scans" else make_cohort(config.task, 40)
+    train, meta = cohort.select(np.arange(len(cohort)) > 0), cohort.select(np.arange(len(cohort)) == 0)
+    assert EDGE == 8  # whole scans, not patches, in every step
+    monkeypatch.setattr(metakd, "WEIGHTS_EVERY", (1, 1))
+    monkeypatch.setattr(metakd, "WEIGHTS_STEPS", 2)
+
+    def trained(pairwise: float) -> tuple[list[float], list[list[float]], list[tuple[bool, bool]]]:
+        seen: list[tuple[bool, bool]] = []
+        drawn = metakd._drawn
+
+        def spy(batch: Batch, patch: object, generator: torch.Generator, *, second: bool) -> Batch:
+            said = drawn(batch, None, generator, second=second)
+            seen.append((second, torch.equal(said.present, batch.present)))
+            return said
+
+        torch.manual_seed(0)
+        network = MetaKDVolumes(config) if kind == "scans" else MetaKD(config)
+        with monkeypatch.context() as patched:
+            patched.setattr(metakd, "_drawn", spy)
+            patched.setattr(metakd, "PAIRWISE", pairwise)
+            curve, weights = metakd._train(network, train, meta, config, torch.Generator().manual_seed(0))
+        return curve, weights, seen
+
+    curve, weights, seen = trained(0.1)
+    second = [s for s, _ in seen]
+    assert second == sorted(second) and sum(second) == len(second) / 3, "the last two of six epochs"
+    assert all(whole for s, whole in seen if not s) and not all(whole for s, whole in seen if s)
+    assert len(weights) == 1 + len(second) / 3 and len({tuple(w) for w in weights}) == len(weights)
+    assert trained(0.0)[0] != curve
 
 
 @pytest.fixture

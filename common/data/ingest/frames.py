@@ -57,11 +57,12 @@ def inside(folder: Path, cell: str) -> Path:
         path = (folder / cell).resolve()
         exists = path.is_file()
     except (OSError, ValueError):  # longer than a path may be, or holding a null: a note without `inline`, for instance
-        raise IngestError("the cell holds no path") from None
+        remedy = "write that of a file below the manifest's folder, or leave the cell empty"
+        raise IngestError(f"the cell holds no path; {remedy}") from None
     if not path.is_relative_to(folder.resolve()):
-        raise IngestError.at(HEADER, None, "the path leaves the manifest's folder")
+        raise IngestError.at(HEADER, None, "the path leaves the manifest's folder; put the file below it")
     if not exists:
-        raise IngestError.at(HEADER, None, "the file does not exist")
+        raise IngestError.at(HEADER, None, "the file does not exist; put it there, mend the path, or leave the cell empty")
     return path
 
 
