@@ -22,6 +22,7 @@ import simulations.cli
 from common.config import load_config
 from common.evaluation.results import Results, load_results
 from common.messages import EnrolReply, EvaluateReply, RefineReply, TeachReply
+from common.models.registry import SIZES, architectures, size_of
 
 DOC = Path(__file__).resolve().parents[2] / "docs" / "your-own-data.md"
 REAL = DOC.with_name("real-sites.md")
@@ -123,9 +124,22 @@ def test_the_task_and_the_manifest_of_the_document_belong_together(here: Path) -
     assert "Visits per modality: rna 24, clinic 24, labs 24, slide 24, report 24" in done
     assert "Visits per label: luminal 8, basal 8, her2 8" in done
     assert "0 refused (see above), 0 visit(s) left out, 0 warning(s) within sites" in done
+    command("consilium-bench run custom --task TASK.yaml --sites sites --debug --only student")
+    found = load_results(next((here / "runs" / "custom").glob("*/results.json")))
+    alone = {r.pattern for r in found.rows if r.method == "student" and r.mean is not None}
+    assert {"rna", "clinic", "labs", "slide", "report"} <= alone
     labs.assign(hour="2024-05-01 07:15").to_csv(site / "labs.csv", index=False)
     refused = CliRunner().invoke(client.cli.app, ["check", "sites", "--task", "TASK.yaml"])
     assert refused.exit_code == 1 and "column 'hour' holds text or infinity where a number is expected" in refused.output
+
+
+def test_every_network_is_in_the_documents_table_under_its_size() -> None:
+    table = DOC.read_text(encoding="utf-8").split("### Networks")[1].split("\n\n")[2]
+    for kind, *cells in (line.strip("| ").split("|") for line in table.splitlines()[2:]):
+        known = {(size_of(kind.strip(" `"), name), name) for name in architectures(kind.strip(" `"))}
+        assert {
+            (size, name) for size, cell in zip(SIZES, cells, strict=True) for name in re.findall(r"`([\w-]+)`", cell)
+        } == known
 
 
 def test_runs_with_a_task_of_ones_own_are_told_what_there_is(here: Path) -> None:
