@@ -166,10 +166,7 @@ def _check_site(folder: Path, manifest: Manifest, config: Config, console: Conso
     if cohort.empty:
         problem = EMPTY.format(OF_SERIES if any(m.kind == "series" for m in config.task.modalities.values()) else "")
         _show_findings("Left out, and no fault", [Finding(manifest.patients, row, "", problem) for row in cohort.empty], console)
-    warnings = [
-        *modality_warnings(manifest, cohort),
-        *content_warnings(folder, manifest, cohort),
-    ]
+    warnings = [*modality_warnings(manifest, cohort), *content_warnings(folder, manifest, cohort)]
     if folder.resolve().name != REFERENCE_FOLDER:
         warnings += split_warnings(manifest, cohort, config.split)
     if warnings:

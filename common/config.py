@@ -160,7 +160,7 @@ class WeightsConfig:
         eta: Learning rate of the virtual step.
         steps: Steps on omega on the reference set; a round of refine takes one.
         per_output: Whether omega has one row per output. ``metakd`` multiplies features, which serve all outputs, by the mean
-            row: what it learns moves all rows alike.
+            row: no row learns of its own output alone.
         cross_fit_below: Below this many events the meta patients are cross-fitted in five folds.
         guard: Whether what was learned on a labelled reference set is kept only if it beats equal weights there by more than a
             standard error; else the weights stay equal for the whole run.

@@ -115,7 +115,13 @@ POOLED = (
 
 _PARTS = ("model.student.series=conv", "model.student.table=attention", "model.student.text=attention")
 OF_PARTS = (
-    Ablation("student-joint-parts", "student reads steps, columns and words", "joint", ("model.fusion=joint", *_PARTS)),
+    Ablation(
+        "student-joint-parts",
+        "student reads steps, columns and words",
+        "joint",
+        ("model.fusion=joint", *_PARTS),
+        against=JOINT.name,
+    ),
     Ablation(
         "student-bottleneck-parts",
         "student reads steps, columns and words",

@@ -29,7 +29,7 @@ from common.data.manifest import (
     reference_folder,
     stray_folders,
 )
-from common.data.quality import content_warnings, shared_patients, unheld
+from common.data.quality import column_warnings, mask_warnings, shared_patients, unheld
 from common.errors import ConsiliumError, TooManyFaults, no_file
 from common.evaluation.metrics import REGION_METRICS
 from common.task import TaskType
@@ -138,7 +138,7 @@ class Prepare:
             "exclusions": _exclusions(consortium),
             "data_checksum": self.checksum,
             "units": dict(self.config.task.units),
-            "warnings": [*_untaught(consortium), *_silent(folder, consortium), *map(str, shared_patients(_manifests(folder)))],
+            "warnings": [*_untaught(consortium), *map(str, shared_patients(_manifests(folder))), *_silent(folder, consortium)],
         }
 
 
@@ -257,10 +257,14 @@ def _untaught(consortium: Consortium) -> list[str]:
 
 
 def _silent(folder: Path, consortium: Consortium) -> list[str]:
-    """Returns a line for every column or mask that tells nothing, at any site."""
-    opened = consortium.testing | consortium.training
+    """Returns a line for every column that tells nothing, and one for the masks of a site that mark nothing."""
     found = []
     for place, manifest in _manifests(folder).items():
         site = REFERENCE_FOLDER if place.name == REFERENCE_FOLDER else manifest.site
-        found += [f"{site}/{finding}" for finding in content_warnings(place, manifest, opened[site])] if site in opened else []
+        parts = [opened[site] for opened in (consortium.training, consortium.testing) if site in opened]
+        blank = [warning for part in parts for warning in mask_warnings(manifest, part)]
+        told = [*column_warnings(place, manifest, parts[0]), *blank[:1]] if parts else []
+        found += [f"{site}/{warning}" for warning in told]
+        if len(blank) > 1:
+            found[-1] += f" ({len(blank) - 1} more of its masks are like that: consilium-client check names them)"
     return found

@@ -65,6 +65,7 @@ alone. No interval is corrected for the number of comparisons.
 An ablation changes one factor of the main setting at a time; *helps* means that the main setting's choice is resolved better.
 *Distillation: off* takes all its terms away, pairs too, and lets labels weigh 1; its other settings were chosen with teachers.
 *One loss, no teachers* changes several at once: late fusion, equal weights, labels alone, no dropout, no losses of single heads.
+*Student reads steps, columns and words* changes its encoders and the fusion.
 These are test patients: a setting that is better here was not chosen for it, and choosing it now would be choosing on them.
 """
 WORDS: dict[Effect, tuple[str, str]] = {
@@ -166,7 +167,6 @@ def _worth(kept: Sequence[Results]) -> str:
     names: list[str] = []
     benchmark_of: dict[str, str] = {}
     said: dict[str, dict[str, str]] = {}
-    of_setting: dict[str, str] = {}
     for results in (r for r in kept if is_ablation(r)):
         metric = main_metrics(results, 1)[0]
         lower = " (lower is better)" if metric in LOWER_IS_BETTER else ""
@@ -175,16 +175,16 @@ def _worth(kept: Sequence[Results]) -> str:
         benchmark_of[name] = results.benchmark
         for told, found in zip(results.environment["ablations"], findings(results, metric)[1:], strict=True):
             setting = found.setting if told["reference"] is None else found.setting.split(",")[0]  # its size is the benchmark's
-            of_setting.setdefault(told["name"], f"{found.factor}: {setting}")
             if found.difference:
                 worth = f"{difference(found.difference)} {found.effect}"
-                said.setdefault(told["name"], {})[name] = worth if found.effect == "not resolved" else f"**{worth}**"
+                cells = said.setdefault(f"{found.factor}: {setting}", {})
+                cells[name] = worth if found.effect == "not resolved" else f"**{worth}**"
     told_of = {
         s: cells
         for s, cells in said.items()
         if len({benchmark_of[n] for n in cells}) > 1 or any("hurts" in worth for worth in cells.values())
     }
-    rows = [[of_setting[s], *(cells.get(n, "-") for n in names)] for s, cells in told_of.items()]
+    rows = [[s, *(cells.get(n, "-") for n in names)] for s, cells in told_of.items()]
     if not rows:
         return ""
     return f"## What the parts are worth\n\n{WORTH}\n\n{markdown_table(['other setting', *names], rows)}"

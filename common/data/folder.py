@@ -33,6 +33,12 @@ place in the two ways are no fault.
 """
 
 
+TORN = (
+    "has another split than an earlier visit of the same patient. Split patients, never visits: write the same in all of a "
+    "patient's rows."
+)
+
+
 def open_cohort(folder: Path, manifest: Manifest, task: Task, split: SplitConfig, seed: int) -> Cohort:
     """Opens a patient folder: reads every file that its patient table points at.
 
@@ -293,11 +299,6 @@ def _stack(values: dict[int, NDArray[np.generic]], rows: int, modality: Modality
     return torch.from_numpy(stacked)
 
 
-def _place(cohort: Cohort, bad: NDArray[np.bool_]) -> int:
-    """Returns the row of the patient table, as a spreadsheet shows it, of the first bad visit."""
-    return int(cohort.row[bad][0]) + HEADER + 1
-
-
 def _split(cohort: Cohort, table: pd.DataFrame, manifest: Manifest, split: SplitConfig, seed: int) -> NDArray[np.str_]:
     """Returns the split of every visit: patients, never visits, are split, seeded and balanced by their worst label.
 
@@ -307,16 +308,12 @@ def _split(cohort: Cohort, table: pd.DataFrame, manifest: Manifest, split: Split
         return np.full(len(cohort), "test", dtype="<U10")
     if manifest.split is not None:
         named = table[manifest.split].astype(str).to_numpy()[cohort.row]
-        where = f"Site '{manifest.site}': {manifest.patients}, row {{}}, column '{manifest.split}'"
         strange = ~np.isin(named, SPLITS)
-        if strange.any():
-            raise ConsiliumError(f"{where.format(_place(cohort, strange))} may hold only {', '.join(SPLITS)}. Write one of them.")
         torn = named != pd.Series(named).groupby(cohort.patient).transform("first").to_numpy()
-        if torn.any():
-            raise ConsiliumError(
-                f"{where.format(_place(cohort, torn))}: visits of one patient are in different splits. Split patients, never "
-                "visits: write what an earlier visit of the patient has."
-            )
+        for bad, fault in ((strange, f"may hold only {', '.join(SPLITS)}. Write one of them."), (torn, TORN)):
+            if bad.any():
+                row = cohort.row[bad][0] + HEADER + 1
+                raise ConsiliumError(f"Site '{manifest.site}': {manifest.patients}, row {row}, column '{manifest.split}' {fault}")
         return named.astype("<U10")
     names = texts(table[manifest.patient]).to_numpy()[cohort.row]
     balances = cohort.task.type not in ("regression", "segmentation")

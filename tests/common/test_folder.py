@@ -395,4 +395,4 @@ def test_a_split_column_with_other_words_or_that_tears_a_patient_apart_is_refuse
     said = refused(tmp_path, with_split(tmp_path, ["train"] * 38 + ["SECRET"] * 2))
     assert "patients.csv, row 40, column 'part' may hold only train, meta" in said
     said = refused(tmp_path, with_split(tmp_path, ["train"] * 20 + ["test", "train"] * 10))
-    assert "patients.csv, row 25, column 'part': visits of one patient are in different splits" in said  # row 22 holds nothing
+    assert "patients.csv, row 25, column 'part' has another split than an earlier visit" in said  # row 22 holds nothing

@@ -66,7 +66,7 @@ def test_a_visit_of_a_file_of_its_own_is_told_by_the_patient_tables_row_and_the_
         (
             lambda folder: (folder / "labs.csv").unlink(),
             "labs",
-            "or leave the cell empty. Correct the file, or modalities.labs in",
+            "the file does not exist; put it there, or mend the path. Correct the file, or modalities.labs in",
         ),
         (lambda folder: (folder / "labs.csv").write_text(""), "labs", "the file is empty; export it again"),
         (lambda folder: spoil(folder, 1, lambda line: line.replace("crea", "Crea")), "crea", "(did you mean 'Crea'?)"),

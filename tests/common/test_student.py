@@ -245,7 +245,7 @@ def test_columns_places_steps_and_words_reach_what_the_whole_student_says_with_a
         for at in range(4):  # tokens alone: what is pooled of the modality stays
             tokens = tuple(t * (k != at) for k, t in enumerate(features.tokens))
             changed = student.speak(replace(features, tokens=tokens), present).fused != said
-            assert changed.any(1).all() == pattern[at], f"modality {at} of {pattern.tolist()}"
+            assert (changed.any(1) == pattern[at]).all(), f"modality {at} of {pattern.tolist()}"
 
 
 def test_tokens_that_are_not_seen_do_not_matter() -> None:

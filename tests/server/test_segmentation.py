@@ -122,7 +122,7 @@ def test_a_mask_or_scan_that_lies_elsewhere_is_a_finding_and_not_swapped_in_sile
     found = {f.row: (f.column, f.problem) for f in cohort.findings}
     assert found[3][0] == "mask" and "the mask lies elsewhere than the scans" in found[3][1]
     assert found[4][0] == "visit" and "the scans flair, t1ce of this row differ in size or place" in found[4][1]
-    assert found[5][0] == "mask" and found[5][1].startswith("the file does not exist; put it there")
+    assert found[5] == ("mask", "the file does not exist; put it there, or mend the path")
     assert len(cohort) == 5
 
 
@@ -136,3 +136,7 @@ def test_a_changed_mask_changes_the_sites_checksum(tmp_path: Path) -> None:
     mask = nibabel.load(tmp_path / "alder" / "1-mask.nii.gz")
     write_scan(tmp_path / "alder" / "1-mask.nii.gz", np.zeros(mask.shape, np.int16))
     assert site.checksum() != before
+    blank = open_cohort(tmp_path / "alder", manifest, from_task(TASK), SplitConfig(), 0)
+    Site(tmp_path / "alder", manifest, blank).store_findings()
+    (told,) = pd.read_csv(tmp_path / "alder" / ".consilium" / "findings.csv").to_dict("records")
+    assert (told["row"], told["column"]) == (3, "mask") and told["problem"].startswith("the mask marks no region at all")

@@ -174,9 +174,8 @@ def test_a_benchmark_runs_on_its_twin_and_its_table_says_generated(
     monkeypatch.setenv("CONSILIUM_DATA", str(home))
     console = Console(file=io.StringIO())
     methods = ("student", "fedavg")
-    short = (
-        ("task.modalities.text.tokens=48",) if "text" in benchmark.modalities else ()
-    )  # every word is a token: tests are short
+    # Of texts every word is a token of the bottleneck: a test has few.
+    short = ("task.modalities.text.tokens=48",) if "text" in benchmark.modalities else ()
     wanted = replace(benchmark, methods=methods, overrides=dict.fromkeys(methods, short))
     outcome = bench.run(wanted, debug=True, out=tmp_path, workers=1, console=console)
     assert outcome.missing == {}

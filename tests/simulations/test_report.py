@@ -214,8 +214,9 @@ def test_what_the_parts_are_worth_stands_together_where_two_benchmarks_tried_the
     _, _, alone = report.render(kept(tmp_path / "one", ablation)).partition("## What the parts are worth\n")
     rows = alone[: alone.index("\n## ")].strip().split("\n\n")[1].splitlines()[2:]
     assert rows and all(row.endswith(" hurts** |") for row in rows), "one benchmark alone tells what is better left out"
-    some = replace(fakes.ABLATIONS[0], setting="in another word")
-    other = with_environment(ablation, ablations=[asdict(some)]).model_copy(update={"benchmark": "z-other"})
+    same, hurting = fakes.ABLATIONS[0], next(a for a in fakes.ABLATIONS if rows[0].startswith(f"| {a.factor}: {a.setting} |"))
+    another = replace(hurting, setting="something else under the same name")
+    other = with_environment(ablation, ablations=[asdict(same), asdict(another)]).model_copy(update={"benchmark": "z-other"})
     said = report.render(kept(tmp_path / "two", ablation, other))
     said = said[said.index("## What the parts are worth") : said.index("## `fake-mortality`")]
     assert "`fake-mortality` (generated), AUROC | `z-other` (generated), AUROC" in said
@@ -223,6 +224,11 @@ def test_what_the_parts_are_worth_stands_together_where_two_benchmarks_tried_the
     _, setting, *worth, _ = (part.strip() for part in line.split("|"))
     assert setting == f"{fakes.ABLATIONS[0].factor}: {fakes.ABLATIONS[0].setting}"
     assert worth[0] == worth[1] and worth[0].startswith("**") and worth[0].endswith(" helps**")
+    told = {
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:4]] for line in said.splitlines() if "|" in line
+    }
+    apart = [told[f"{a.factor}: {a.setting}"] for a in (hurting, another)]
+    assert [cells.index("-") for cells in apart] == [1, 0], "a name alone joins no settings"
 
 
 def test_a_run_without_the_student_has_no_line_there(tmp_path: Path, methods: Results) -> None:

@@ -57,12 +57,12 @@ def inside(folder: Path, cell: str) -> Path:
         path = (folder / cell).resolve()
         exists = path.is_file()
     except (OSError, ValueError):  # longer than a path may be, or holding a null: a note without `inline`, for instance
-        remedy = "write that of a file below the manifest's folder, or leave the cell empty"
+        remedy = "name a file below the manifest's folder, or say 'inline: true' in the manifest if cells hold the text itself"
         raise IngestError(f"the cell holds no path; {remedy}") from None
     if not path.is_relative_to(folder.resolve()):
         raise IngestError.at(HEADER, None, "the path leaves the manifest's folder; put the file below it")
     if not exists:
-        raise IngestError.at(HEADER, None, "the file does not exist; put it there, mend the path, or leave the cell empty")
+        raise IngestError.at(HEADER, None, "the file does not exist; put it there, or mend the path")
     return path
 
 

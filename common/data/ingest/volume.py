@@ -87,7 +87,8 @@ def _loaded(path: Path, what: str) -> tuple[NDArray[np.float64], NDArray[np.floa
         image: Any = nibabel.as_closest_canonical(nibabel.load(path))  # type: ignore[no-untyped-call]
         values, affine = image.get_fdata(), np.asarray(image.affine)
     except Exception as error:  # nibabel raises many kinds, whose texts may quote headers
-        raise IngestError(f"the {what} cannot be read ({type(error).__name__}); {AGAIN}, or leave the cell empty") from None
+        without = "the cell empty" if what == "scan" else "the row out"
+        raise IngestError(f"the {what} cannot be read ({type(error).__name__}); {AGAIN}, or leave {without}") from None
     if values.ndim == 4 and values.shape[3] == 1:
         values = values[..., 0]
     if values.ndim != 3:
