@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator
 
 from common.evaluation.metrics import LOWER_IS_BETTER
 from common.evaluation.results import Results, Weight
-from simulations.benchmarks.base import CUSTOM
+from simulations.benchmarks.base import CUSTOM, MEAN_OF_PATTERNS
 from simulations.findings import AblationFinding, findings
 from simulations.finished import Cell
 from simulations.region_figures import COLOURS, DOTS_PER_INCH, LETTERS_PER_INCH, MARKERS, draw_boxes
@@ -155,7 +155,7 @@ def _heat_map(results: Results, rows: pd.DataFrame, metric: str) -> Figure:
     if len(set(rows["pattern"]) - {ALL}) == 1:  # one modality is what each has: the same column twice
         rows = rows.assign(pattern=ALL).drop_duplicates("method")
     table = rows.pivot(index="method", columns="pattern", values="mean")
-    patterns = sorted(table.columns, key=lambda p: (p != ALL, p.count("+"), p))
+    patterns = sorted(table.columns, key=lambda p: (p != ALL, p != MEAN_OF_PATTERNS, p.count("+"), p))
     table = table.loc[list(dict.fromkeys(rows["method"])), patterns]
     n = rows.groupby("pattern")["n"].max()
     against = [c for c in results.comparisons if c.metric == metric and c.output is None]
@@ -173,12 +173,14 @@ def _heat_map(results: Results, rows: pd.DataFrame, metric: str) -> Figure:
             colour = "black" if value > middle else "white"
             mark = " ≈" if (str(table.index[i]), patterns[j]) in unresolved else ""
             axes.text(j, i, f"{value:.3f}{mark}", ha="center", va="center", color=colour)
-    labels = [("all\n(what each has)" if p == "all" else p.replace("+", "\n+ ")) + f"\nn = {n[p]:,}" for p in patterns]
+    words = {ALL: "all\n(what each has)", MEAN_OF_PATTERNS: textwrap.fill(MEAN_OF_PATTERNS, 12)}
+    labels = [words.get(p, p.replace("+", "\n+ ")) + f"\nn = {n[p]:,}" for p in patterns]
     axes.set_xticks(range(len(patterns)), labels, fontsize=8)
     axes.set_yticks(range(len(table)), table.index)
     signs = ["n: test visits", "hatched: cannot answer"]
     if against:
-        signs.append(f"≈: difference from {OURS} not resolved (tested under 'all' and for teachers of one modality)")
+        tested = "'all', the mean" if MEAN_OF_PATTERNS in patterns else "'all'"
+        signs.append(f"≈: difference from {OURS} not resolved (tested under {tested} and for teachers of one modality)")
     legend = f"modalities given to the method; {'; '.join(signs)}"
     axes.set_xlabel(textwrap.fill(legend, int(width * LETTERS_PER_INCH)))
     axes.spines[:].set_visible(False)
@@ -210,9 +212,14 @@ def _learned(results: Results) -> pd.DataFrame:
 def _weights(results: Results, frame: pd.DataFrame) -> Figure:
     """Draws the modality weights of each method over the updates of its run."""
     methods, modalities = list(dict.fromkeys(frame["method"])), sorted(frame["modality"].unique())
-    figure = Figure(figsize=(max(LEAST_WIDTH, 2.2 + 3.2 * len(methods)), 4.1), layout="constrained")
-    panels = figure.subplots(1, len(methods), sharey=True, squeeze=False)[0]
-    for axes, method in zip(panels, methods, strict=True):
+    across = min(4, len(methods))
+    down = math.ceil(len(methods) / across)
+    figure = Figure(figsize=(max(LEAST_WIDTH, 2.2 + 3.2 * across), 1.2 + 2.9 * down), layout="constrained")
+    grid = figure.subplots(down, across, sharey=True, squeeze=False)
+    panels = list(grid.flat)
+    for axes in panels[len(methods) :]:
+        axes.set_axis_off()
+    for axes, method in zip(panels, methods, strict=False):
         part = frame[frame["method"] == method]
         part = part.assign(at=part.groupby(MOMENT, observed=True).ngroup())
         phases = part.drop_duplicates("at").sort_values("at")["phase"].tolist()
@@ -230,7 +237,8 @@ def _weights(results: Results, frame: pd.DataFrame) -> Figure:
         kept = f"\nin the end equal weights are kept{cells}" if equal else ""
         axes.set(title=f"{method} ({_count(n)}){kept}", xlabel="updates of the weights since the start")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    panels[0].set(ylabel="modality weight (they sum to 1)", ylim=(0, None))
+    for axes in grid[:, 0]:
+        axes.set(ylabel="modality weight (they sum to 1)", ylim=(0, None))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     _title(figure, results, "modality weights over time, mean over cells (seeds x folds), band: ± 1 SD")
     return figure

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from common.evaluation.intervals import Interval
 from common.evaluation.results import Comparison, Results
 from simulations.ablations import MAIN
-from simulations.benchmarks.base import Benchmark
+from simulations.benchmarks.base import MEAN_OF_PATTERNS, Benchmark
 from simulations.scores import ALL
 from simulations.tables import NAMES, bounds_of, lone_teachers, pooled, verdict
 
@@ -85,7 +85,17 @@ def with_fewer(results: Results, metric: str) -> list[Comparison]:
         results: Of the methods of a benchmark.
         metric: Name of the metric.
     """
-    return [c for c in _of_the_whole(results, metric) if c.pattern != ALL]
+    return [c for c in _of_the_whole(results, metric) if c.pattern not in (ALL, MEAN_OF_PATTERNS)]
+
+
+def on_average(results: Results, metric: str) -> list[Comparison]:
+    """Returns the comparisons of the student with every method on the mean of all patterns, if the benchmark tells that.
+
+    Args:
+        results: Of the methods of a benchmark.
+        metric: Name of the metric.
+    """
+    return [c for c in _of_the_whole(results, metric) if c.pattern == MEAN_OF_PATTERNS]
 
 
 def _of_the_whole(results: Results, metric: str) -> list[Comparison]:
@@ -100,12 +110,12 @@ def method_sentences(results: Results, metric: str) -> list[str]:
         results: Of the methods of a benchmark.
         metric: Name of the metric.
     """
-    whole, patterns, sentences = against_all(results, metric), with_fewer(results, metric), []
-    for found, words in (("better", "better than"), ("worse", "worse than"), ("not resolved", "not to be told from")):
-        methods = [f"`{c.b}`" for c in whole if verdict(c) == found]
-        if methods or (whole and found == "worse"):
-            name = NAMES.get(metric, metric)
-            sentences.append(f"In {name} the student is {words} {', '.join(methods) or 'none of them'}.")
+    patterns, sentences, name = with_fewer(results, metric), [], NAMES.get(metric, metric)
+    for compared, where in ((against_all(results, metric), ""), (on_average(results, metric), f", {MEAN_OF_PATTERNS},")):
+        for found, words in (("better", "better than"), ("worse", "worse than"), ("not resolved", "not to be told from")):
+            methods = [f"`{c.b}`" for c in compared if verdict(c) == found]
+            if methods or (compared and found == "worse"):
+                sentences.append(f"In {name}{where} the student is {words} {', '.join(methods) or 'none of them'}.")
     for found in ("better", "worse"):
         given = [c.pattern for c in patterns if verdict(c) == found]
         if given:

@@ -265,7 +265,7 @@ class _Beside:
         if key.pattern != MEAN_OF_PATTERNS:
             return UNKNOWN
         mine = {k: row.mean for (m, k), row in self.mine.items() if m == method and k._replace(pattern=key.pattern) == key}
-        found = [mean for k, mean in mine.items() if k.pattern != ALL and mean is not None]
+        found = [mean for k, mean in mine.items() if k.pattern not in (ALL, MEAN_OF_PATTERNS) and mean is not None]
         every = 2 ** len(self.benchmark.modalities) - 1
         return spread(sum(found) / every, None) if len(found) == every else UNKNOWN
 

@@ -19,7 +19,7 @@ from common.evaluation.metrics import LOWER_IS_BETTER, REGION_METRICS
 from common.evaluation.results import Comparison, Results, Row, load_results
 from simulations.ablations import MAIN
 from simulations.bench import results_of
-from simulations.benchmarks.base import CUSTOM, benchmarks
+from simulations.benchmarks.base import CUSTOM, MEAN_OF_PATTERNS, benchmarks
 from simulations.findings import (
     AblationFinding,
     Effect,
@@ -28,6 +28,7 @@ from simulations.findings import (
     is_ablation,
     is_whole,
     method_sentences,
+    on_average,
     rivals,
     with_fewer,
 )
@@ -207,7 +208,8 @@ def _as_told_now(results: Results) -> Results:
 def _shown(results: Results) -> Results:
     """Returns results without what the document does not show."""
     main = main_metrics(results, 1)
-    rows = [r for r in pooled(results) if r.pattern == ALL or r.published or (r.metric in main and not is_ablation(results))]
+    whole = (ALL, MEAN_OF_PATTERNS)
+    rows = [r for r in pooled(results) if r.pattern in whole or r.published or (r.metric in main and not is_ablation(results))]
     rows += [r for r in results.rows if r.site in sites_apart(results) and r.output is None and not is_ablation(results)]
     rows += [r for r in [*_beside_published(results), *_of_regions(results)] if r not in rows]
     last = {(w.seed, w.fold, w.output, w.modality): w for w in results.weights if w.method == MAIN}
@@ -282,10 +284,11 @@ def _methods(results: Results) -> list[str]:
     """Returns the table of methods, the student on every combination of modalities, and both in words."""
     metrics = main_metrics(results)
     main = NAMES.get(metrics[0], metrics[0])
-    whole = {c.b: c for c in against_all(results, metrics[0])}
+    whole, mean = ({c.b: c for c in told(results, metrics[0])} for told in (against_all, on_average))
     rows = []
     for line in method_lines(results):
-        against = None if line.first.published else whole.get(line.method)
+        of_line = mean if line.pattern == MEAN_OF_PATTERNS else whole
+        against = None if line.first.published else of_line.get(line.method)
         told = f"{difference(bounds_of(against))} {verdict(against)}" if against else "-"
         size = "-" if line.first.bytes_per_site is None else f"{line.first.bytes_per_site / 1e6:,.1f}"
         scores = (figure(line.rows.get(m)) for m in metrics)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from common.evaluation.intervals import Sample, interval, paired_difference
 from common.evaluation.metrics import LOWER_IS_BETTER, metrics
 from common.evaluation.results import Comparison, Results, Row, Weight
 from common.task import COMPLETE, pattern_name
-from simulations.benchmarks.base import CUSTOM, Benchmark
+from simulations.benchmarks.base import CUSTOM, MEAN_OF_PATTERNS, Benchmark
 from simulations.finished import Cell, environment
 
 ALL, OURS, TEACHERS, TEACHER = "all", "student", "teachers", "teacher:"
@@ -127,7 +127,22 @@ class _Builder:
             self.outputs = self.outputs or tuple(sorted(frame["output"].unique()))
             for (model, pattern, seed), part in frame.groupby(["model", "pattern", "seed"], sort=True):
                 tables.setdefault((str(model), str(pattern)), {})[int(str(seed))] = self._table(method, part)
+        if self.benchmark.task_type == "segmentation":  # the figures of a scan can be averaged, probabilities cannot
+            for model in {model for model, _ in tables}:
+                if mean := self._mean_of_patterns({p: t for (m, p), t in tables.items() if m == model and p != ALL}):
+                    tables[model, MEAN_OF_PATTERNS] = mean
         return dict(sorted(tables.items(), key=lambda item: (self._rank(item[0][0]), item[0][0], item[0][1].count("+"))))
+
+    def _mean_of_patterns(self, found: Mapping[str, Mapping[int, _Table]]) -> dict[int, _Table]:
+        """Returns seed -> what the scans have on average of all patterns; nothing if a pattern or a scan of one is missing."""
+        if len(found) < max(2, 2 ** len(self.benchmark.modalities) - 1):
+            return {}
+        means = {}
+        for seed in set.intersection(*(set(by_seed) for by_seed in found.values())):
+            tables = [by_seed[seed] for by_seed in found.values()]
+            if all(t.keys.equals(tables[0].keys) for t in tables):
+                means[seed] = replace(tables[0], scores=np.mean([t.scores for t in tables], axis=0))
+        return means
 
     def _table(self, method: str, part: pd.DataFrame) -> _Table:
         part = part.sort_values([*KEYS, "output"])
@@ -216,12 +231,16 @@ class _Builder:
         return float(np.mean(moved)) if moved else None
 
     def comparisons(self) -> list[Comparison]:
-        """Returns our student against every other method, and for every pattern against the best unimodal teacher of it."""
+        """Returns our student against every other method, and for every pattern against the best unimodal teacher of it.
+
+        Of a segmentation the mean of all patterns is compared too, where both have been tested with every one.
+        """
         found: list[Comparison] = []
         for other in dict.fromkeys(method for method, _ in self.tables if method != OURS):
             lone = other.removeprefix(TEACHER).split("/")[0] if other.startswith(TEACHER) else ALL
             lone = pattern_name(self.benchmark.modalities) if lone == COMPLETE else lone
             found += self._compare(ALL, other, lone)
+            found += self._compare(MEAN_OF_PATTERNS, other, MEAN_OF_PATTERNS)
         for pattern in dict.fromkeys(pattern for method, pattern in self.tables if method == OURS and pattern != ALL):
             teachers = {m: f"{TEACHER}{m}" for m in pattern.split("+") if self._paired(pattern, f"{TEACHER}{m}", m)}
             if teachers:
@@ -232,7 +251,9 @@ class _Builder:
     def by_pattern(self) -> list[Comparison]:
         """Returns our student against every method, and ablations against each other, on every pattern, in the main metric."""
         metric = self.benchmark.metrics[:1]
-        others = [(method, pattern) for method, pattern in self.tables if method != OURS and pattern != ALL]
+        others = [
+            (method, pattern) for method, pattern in self.tables if method != OURS and pattern not in (ALL, MEAN_OF_PATTERNS)
+        ]
         found = [c for method, pattern in others for c in self._compare(pattern, method, pattern, metric)]
         named = [(a.name, a.against) for a in self.benchmark.ablations if a.against in self.complete and a.name in self.complete]
         pairs = [(a, b, pattern) for a, b in named for method, pattern in self.tables if method == a]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from common.evaluation.intervals import Interval
 from common.evaluation.results import Comparison, Results, Row
+from simulations.benchmarks.base import MEAN_OF_PATTERNS
 from simulations.scores import ALL, TEACHER
 
 NAMES = {"auroc": "AUROC", "auprc": "AUPRC", "accuracy": "Accuracy", "f1": "F1", "mae": "MAE", "rmse": "RMSE", "r2": "R²"}
@@ -64,7 +65,7 @@ def method_lines(results: Results, site: str | None = None) -> list[Line]:
     lone = lone_teachers(r.method for r in rows)
     others = [r for r in rows if r.published and results.data == "real"]
     ours = [r for r in rows if not r.published and r.method not in lone]
-    shown = [*(r for r in ours if r.pattern == ALL or r.method.startswith(TEACHER)), *others]
+    shown = [*(r for r in ours if r.pattern in (ALL, MEAN_OF_PATTERNS) or r.method.startswith(TEACHER)), *others]
     lines: dict[tuple[str, str, str | None], dict[str, Row]] = {}
     for row in shown:
         lines.setdefault((row.method, row.pattern, row.published), {})[row.metric] = row

@@ -18,8 +18,11 @@ from common.errors import ConsiliumError
 from common.evaluation.intervals import Sample, interval
 from common.evaluation.results import Results, Row, load_results
 from common.task import pattern_name, patterns
-from simulations.finished import Cell, load_cell
+from simulations.benchmarks.base import MEAN_OF_PATTERNS
+from simulations.findings import method_sentences
+from simulations.finished import COLUMNS, Cell, load_cell
 from simulations.scores import AT_SITES, build_results
+from simulations.tables import method_lines
 from tests.simulations import fakes
 
 PREPARED = {"n": {"test": {"stays": 240, "deaths": 60}}, "exclusions": {"no label": 3}, "data_checksum": "ab"}
@@ -212,6 +215,48 @@ def test_multiclass_rows_have_one_row_per_class_beside_the_whole() -> None:
     short = [make_cell("student", 0, 0, predictions=frame.iloc[1:])]
     with pytest.raises(ConsiliumError, match=r"'student' does not predict every output \(one, three, two\)"):
         build(short, benchmark=task, seeds=[0], folds=[0], prepared=[PREPARED])
+
+
+def scanned(method: str, seed: int, patterns: Sequence[str] = ("all", "t1", "t2", "t1+t2")) -> Cell:
+    """Predictions of ten scans: what is measured of two regions, with every pattern."""
+    rng = np.random.default_rng([seed, len(method)])
+    columns = [f"{region}:{metric}" for region in ("core", "whole") for metric in ("dice", "hd95", "nsd")]
+    rows = [
+        ("x", row, f"p{row}", p, "student", c, rng.uniform(0, 1) + (c.endswith("hd95") * 5), 1.0)
+        for p in patterns
+        for row in range(10)
+        for c in columns
+    ]
+    return make_cell(method, seed, 0, predictions=pd.DataFrame(rows, columns=list(COLUMNS)))
+
+
+def test_of_scans_the_mean_of_all_patterns_is_told_and_compared_scan_by_scan() -> None:
+    regions = dataclasses.replace(
+        fakes.BENCHMARK,
+        task_type="segmentation",
+        modalities=("t1", "t2"),
+        methods=("student", "central"),
+        metrics=("dice", "hd95", "nsd"),
+        published=(),
+    )
+    cells = [scanned(m, s) for m in regions.methods for s in (0, 1)]
+    found = build(cells, benchmark=regions, folds=[0])
+    frame = pd.concat([c.predictions.assign(method=c.method, seed=c.seed) for c in cells])
+    dice = frame[frame["output"].str.endswith(":dice") & (frame["pattern"] != "all")]
+    means = dice.groupby(["method", "seed"])["score"].mean()
+    for method in regions.methods:
+        row = row_of(found, method=method, pattern=MEAN_OF_PATTERNS, metric="dice")
+        assert row.mean == pytest.approx(means[method].mean()) and row.n == 10
+        assert row.ci95 is not None and row.ci95[0] < row.mean < row.ci95[1]
+    (compared,) = [c for c in found.comparisons if (c.pattern, c.metric) == (MEAN_OF_PATTERNS, "dice")]
+    assert compared.b == "central" and compared.difference == pytest.approx((means["student"] - means["central"]).mean())
+    assert any(s.startswith(f"In Dice, {MEAN_OF_PATTERNS}, the student is ") for s in method_sentences(found, "dice"))
+    assert [(line.method, line.pattern) for line in method_lines(found)] == [
+        (m, p) for m in regions.methods for p in ("all", MEAN_OF_PATTERNS)
+    ]
+    some = build([*cells[:3], scanned("central", 1, ("all", "t1", "t2"))], benchmark=regions, folds=[0])
+    assert len(rows_of(some, method="central", pattern=MEAN_OF_PATTERNS)) == 3, "of the seed that has every pattern"
+    assert not rows_of(build(all_cells()), pattern=MEAN_OF_PATTERNS), "probabilities are not averaged"
 
 
 def test_published_figures_are_rows_with_their_evidence_mark(results: Results) -> None:
