@@ -197,11 +197,13 @@ class RefineConfig:
     Attributes:
         rounds: Rounds at the sites; 0 leaves the phase out.
         epochs: Local epochs per round.
+        momentum: Share of the last round's step that the server carries on in this one (FedAvgM); 0 is FedAvg.
         training: Optimiser.
     """
 
     rounds: int = Field(default=5, ge=0)
     epochs: int = Field(default=1, ge=1)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
     training: Training = field(default_factory=Training)
 
 

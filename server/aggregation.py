@@ -1,4 +1,8 @@
-"""How the updates of sites become one: a mean weighted by training visits (FedAvg, McMahan et al., 2017), per group or block."""
+"""How the updates of sites become one: a mean weighted by training visits (FedAvg, McMahan et al., 2017), per group or block.
+
+Hospitals that hold different modalities pull in different directions, and their mean is a short step: momentum carries on where
+round after round points the same way (FedAvgM; Hsu, Qi and Brown, arXiv 1909.06335).
+"""
 
 from __future__ import annotations
 
@@ -25,3 +29,19 @@ def weighted_mean(updates: Mapping[str, Arrays], counts: Mapping[str, int]) -> A
         folded = sum((updates[s][key].astype(np.float64) * (counts[s] / total) for s in names), np.zeros(first.shape))
         mean[key] = folded.astype(first.dtype)
     return mean
+
+
+def step(before: Arrays, mean: Arrays, velocity: Arrays, momentum: float) -> tuple[Arrays, Arrays]:
+    """Returns parameters a step further, and that step: the mean's, and with it a share of the last one.
+
+    Args:
+        before: What the sites were sent; may hold more than ``mean``.
+        mean: What they made of it.
+        velocity: The last step; empty at first.
+        momentum: Share of it that is carried on, in [0, 1).
+    """
+    if not momentum:
+        return mean, {}
+    new = {k: (a - before[k] + momentum * velocity[k] if k in velocity else a - before[k]) for k, a in mean.items()}
+    new = {k: a.astype(mean[k].dtype) for k, a in new.items()}
+    return {k: before[k] + a for k, a in new.items()}, new

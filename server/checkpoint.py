@@ -90,7 +90,7 @@ class RunState(PlainState):
 
     Attributes:
         arrays: Name -> arrays: ``teacher:<group>``, ``best:<group>``, ``unseeing:<group>``, ``standardisation:<modality>``,
-            ``student``, ``consilium``, ``best:student``, ``best:consilium``, ``omega-adam``.
+            ``student``, ``consilium``, ``velocity`` (refine's last step), ``best:student``, ``best:consilium``, ``omega-adam``.
     """
 
     arrays: dict[str, Arrays] = field(default_factory=dict)

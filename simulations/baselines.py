@@ -34,7 +34,7 @@ from common.learning.modality_weights import random_patterns
 from common.models.registry import architectures, build_encoder
 from common.models.student import Student, parameters_of
 from common.models.teacher import Teacher
-from server.aggregation import weighted_mean
+from server.aggregation import step, weighted_mean
 from server.distillation import new_student
 from simulations.datasets.files import TESTS
 from simulations.zero_filled import zero_filled
@@ -227,6 +227,7 @@ def fedavg(consortium: Consortium) -> Trained:
     places = {s: (c.part("train"), c.part("validation")) for s, c in ready.items()}
     best, best_loss = module_arrays(network), np.inf
     curves: list[dict[str, object]] = []
+    velocity: Arrays = {}
     for number in range(config.refine.rounds + 1):
         loss = _pooled_loss(network, [v for _, v in places.values()], config.model.patch)
         if loss is not None:
@@ -252,7 +253,9 @@ def fedavg(consortium: Consortium) -> Trained:
                 span=span,
             )
             updates[site] = module_arrays(mine)
-        network.load_state_dict(tensors(weighted_mean(updates, {s: len(places[s][0]) for s in updates})))
+        mean = weighted_mean(updates, {s: len(places[s][0]) for s in updates})
+        after, velocity = step(module_arrays(network), mean, velocity, config.refine.momentum)
+        network.load_state_dict(tensors(after))
     network.load_state_dict(tensors(best))
     network.eval()
     moved = 2 * config.refine.rounds * sum(a.nbytes for a in best.values())

@@ -159,7 +159,7 @@ def _begin_behind_teaching(work: Work, job: Job, config: Config) -> bool:
         return False
     state = checkpoint.load(source)
     state.phase = "distilling"
-    for name in ("student", "consilium", "best:student", "best:consilium", "omega-adam"):
+    for name in ("student", "consilium", "best:student", "best:consilium", "omega-adam", "velocity"):
         state.arrays.pop(name, None)
     state.best.pop("student", None)
     state.curves = [c for c in state.curves if c["phase"] == "teaching"]

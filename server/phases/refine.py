@@ -14,7 +14,7 @@ from common.learning.modality_weights import OmegaAdam
 from common.messages import RefineReply, RefineRequest
 from common.models.ensemble import Calibration
 from common.models.student import block_of
-from server.aggregation import weighted_mean
+from server.aggregation import step, weighted_mean
 from server.distillation import REFERENCE, training_part
 from server.rounds import require_quorum
 from server.run import Run
@@ -111,14 +111,16 @@ def _at_the_server(run: Run, reference: Cohort, epochs: int) -> tuple[Arrays, di
 
 
 def _aggregate(run: Run, updates: Mapping[str, tuple[Arrays, dict[str, int]]]) -> None:
-    """Averages every block over the places that have data enough for it (``federation.min_patients``)."""
+    """Averages every block over the places that have data enough for it (``federation.min_patients``), and takes a step there."""
     least = run.config.federation.min_patients
-    student = dict(run.state.arrays["student"])
-    for block in _blocks(student):
+    sent, mean = run.state.arrays["student"], Arrays()
+    for block in _blocks(sent):
         mine = {s: _blocks(arrays)[block] for s, (arrays, counts) in updates.items() if counts.get(block, 0) >= least}
         if mine:
-            student.update(weighted_mean(mine, {s: updates[s][1][block] for s in mine}))
-    run.state.arrays["student"] = student
+            mean |= weighted_mean(mine, {s: updates[s][1][block] for s in mine})
+    velocity = run.state.arrays.get("velocity", {})
+    student, moved = step(sent, mean, velocity, run.config.refine.momentum)
+    run.state.arrays |= {"student": sent | student, "velocity": velocity | moved}
 
 
 def _learn_weights(run: Run, replies: dict[str, RefineReply]) -> None:

@@ -6,9 +6,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
 
 from common.arrays import Arrays
-from server.aggregation import weighted_mean
+from server.aggregation import step, weighted_mean
 
 names = st.lists(st.text("abcdefgh", min_size=1, max_size=4), min_size=1, max_size=6, unique=True)
 counts = st.integers(1, 10**6)
@@ -65,3 +66,21 @@ def test_only_the_ratio_of_the_counts_matters(federation: tuple[dict[str, Arrays
 def test_a_site_counts_by_its_patients() -> None:
     updates = {"ash": {"w": np.array([0.0, 1.0], np.float32)}, "birch": {"w": np.array([4.0, 5.0], np.float32)}}
     np.testing.assert_allclose(weighted_mean(updates, {"ash": 30, "birch": 10})["w"], [1.0, 2.0])
+
+
+@given(parameters, parameters, st.floats(0, 0.9))
+def test_momentum_carries_a_pull_in_one_direction_on(
+    start: NDArray[np.float32], pull: NDArray[np.float32], momentum: float
+) -> None:
+    at, velocity, moved = {"w": start.astype(np.float64)}, Arrays(), []
+    for _ in range(3):
+        after, velocity = step(at, {"w": at["w"] + pull}, velocity, momentum)
+        moved.append(after["w"] - at["w"])
+        at = after
+    for steps, share in zip(moved, (1, 1 + momentum, 1 + momentum + momentum**2), strict=True):
+        np.testing.assert_allclose(steps, share * pull.astype(np.float64), rtol=1e-6, atol=1e-6 * (1 + abs(start).max()))
+
+
+def test_without_momentum_a_step_leads_to_the_mean_itself() -> None:
+    before, mean = {"w": np.float32([1e8])}, {"w": np.float32([1.5])}
+    assert step(before, mean, {"w": np.float32([7])}, 0.0) == (mean, {})

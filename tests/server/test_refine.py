@@ -114,3 +114,15 @@ def test_the_student_that_validates_best_is_kept(tmp_path: Path) -> None:
 
 def chained(one: fakes.Script, other: fakes.Script) -> fakes.Script:
     return lambda message, reply: other(message, one(message, reply))  # type: ignore[arg-type]
+
+
+def test_momentum_carries_a_block_on_and_leaves_one_that_nobody_trained_where_it_is(tmp_path: Path) -> None:
+    tired = in_round("train.refine", 1, changed(counts=lambda c: {b: 4 if b == "fusion" else n for b, n in c.items()}))
+    sites = [Site("ash", shift=1.0, script=tired), Site("birch", shift=1.0, script=tired)]
+    fakes.perform(tmp_path / "run", sites, fakes.small_config(refine__momentum=0.5))
+    first, second, third = (site_round.student for site_round in sites[0].refined[:3])
+    for block, share in (("labs", 1.5), ("signs", 1.5), ("fusion", 0.0)):
+        names = [k for k in first if "." in k and block_of(k) == block]
+        assert names
+        for k in names:
+            np.testing.assert_allclose(third[k] - second[k], share * (second[k] - first[k]), atol=1e-5)

@@ -24,7 +24,7 @@ from server.record import Record
 from server.run import read_config
 from simulations import baselines
 from simulations.ablations import Ablation
-from simulations.baselines import local, median, open_consortium, ridge
+from simulations.baselines import fedavg, local, median, open_consortium, ridge
 from simulations.benchmarks.base import Benchmark, Split
 from simulations.cells import _with_patients, methods
 from simulations.consortium import write_tiny
@@ -83,6 +83,17 @@ def test_every_method_predicts_numbers(work: Work, tmp_path: Path, method: str) 
     cell = load_cell(numbers.cell(job), "regression")
     assert set(cell.predictions["label"]) == {0.0, 1.0}
     assert cell.predictions["score"].between(-5, 5).all() and cell.parameters
+
+
+def test_fedavg_carries_its_steps_on_by_the_students_momentum(work: Work) -> None:
+    losses = []
+    for momentum in (0.0, 0.5):
+        config = load_config("tiny", [f"refine.momentum={momentum}", "refine.rounds=2"])
+        curves = fedavg(open_consortium(work.sites(work.split(Job("fedavg", 0, 0))), config)).curves
+        losses.append([c["loss"] for c in curves])
+    plain, carried = losses
+    assert len(plain) == 3
+    assert [a == b for a, b in zip(plain, carried, strict=True)] == [True, True, False], "the first round has no step to carry on"
 
 
 def test_the_median_is_that_of_the_pooled_patients_and_ridge_regression_finds_what_tells_the_number(work: Work) -> None:
