@@ -42,6 +42,5 @@ def step(before: Arrays, mean: Arrays, velocity: Arrays, momentum: float) -> tup
     """
     if not momentum:
         return mean, {}
-    new = {k: (a - before[k] + momentum * velocity[k] if k in velocity else a - before[k]) for k, a in mean.items()}
-    new = {k: a.astype(mean[k].dtype) for k, a in new.items()}
-    return {k: before[k] + a for k, a in new.items()}, new
+    taken = {k: (a - before[k] + momentum * velocity.get(k, 0)).astype(a.dtype) for k, a in mean.items()}
+    return {k: before[k] + a for k, a in taken.items()}, taken
