@@ -353,8 +353,8 @@ def _pooled_loss(network: nn.Module, held_out: list[Cohort], patch: Edges | None
 
 
 def _alone(config: Config, cohort: Cohort, place: str) -> tuple[Student, Standardisation, list[dict[str, object]]]:
-    """Trains a student at one place without any teacher: task losses of all heads, equally."""
-    config = replace(config, distill=replace(config.distill, alpha=1.0, beta=0.0, gamma=0.0, delta=0.0))
+    """Trains a student at one place without any teacher: task losses of the fused head and, by alpha, of the others."""
+    config = replace(config, distill=replace(config.distill, beta=0.0, gamma=0.0, delta=0.0))
     scaling, prior = common_ground([cohort])
     ready = cohort.standardised(scaling)
     student = new_student(config, prior)

@@ -93,9 +93,13 @@ def of_one_phase(epochs: int, between: int) -> dict[str, tuple[str, ...]]:
         epochs: How often.
         between: Epochs between two averages of ``fedavg``.
     """
-    at_one_place = ("local", "central", "central-full", "central-zero", "metakd-faithful")
-    epochs_there: tuple[str, ...] = (f"distill.epochs={epochs}",)
-    return dict.fromkeys(at_one_place, epochs_there) | {"fedavg": (f"refine.rounds={epochs // between}",)}
+    return at_one_place(epochs) | {"fedavg": (f"refine.rounds={epochs // between}",)}
+
+
+def at_one_place(epochs: int, *more: str) -> dict[str, tuple[str, ...]]:
+    """Returns the overrides with which every method that trains at one place sees its cases as often; ``more`` for each."""
+    methods = ("local", "central", "central-full", "central-zero", "metakd-faithful")
+    return dict.fromkeys(methods, (f"distill.epochs={epochs}", *more))
 
 
 def refuse_another_reference(split: Split) -> None:

@@ -21,7 +21,7 @@ from scipy.ndimage import gaussian_filter
 from simulations.datasets.brats import MASK, MODALITIES
 from simulations.datasets.files import new_twin
 
-VERSION, FINAL_SEED = 2, 2026
+VERSION, FINAL_SEED = 2, 2027
 EDGE = 48
 CASES = {
     "CBICA": 6, "2013": 6, "TCIA01": 4, "TCIA02": 4, "TCIA03": 4, "TCIA05": 4, "TCIA06": 4, "TCIA10": 4, "TCIA13": 4,

@@ -304,14 +304,20 @@ SMALL = (
 )
 
 
-@pytest.mark.parametrize("benchmark", [*YEARS, brain_twin_benchmark.BENCHMARK], ids=lambda b: b.name)
+@pytest.mark.parametrize("benchmark", YEARS, ids=lambda b: b.name)
 def test_methods_that_train_in_one_phase_alone_have_the_same_budget(benchmark: Benchmark) -> None:
     methods = ("metakd-faithful", "local", "central", "central-full", "central-zero", "fedavg")
     assert set(methods) <= set(benchmark.methods)
     own = {"metakd-faithful": SETTINGS}
     configs = {m: load_config(benchmark.experiment, [*own.get(m, ()), *benchmark.overrides.get(m, ())]) for m in methods}
     epochs = {m: c.refine.rounds * c.refine.epochs if m == "fedavg" else c.distill.epochs for m, c in configs.items()}
-    assert set(epochs.values()) == {180 if benchmark.name == "brain-twin" else 60}
+    assert set(epochs.values()) == {60}
+
+
+def test_on_the_twin_every_method_at_one_place_is_tuned_and_fedavg_trains_as_refine_does() -> None:
+    twin = brain_twin_benchmark.BENCHMARK
+    federated = {m for m in twin.methods if m.startswith("student")} | {"teachers", "fedavg"}
+    assert set(twin.overrides) == set(twin.methods) - federated
 
 
 def test_a_year_runs_on_the_organisers_layout_with_every_kind_of_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,6 +96,16 @@ def test_fedavg_carries_its_steps_on_by_the_students_momentum(work: Work) -> Non
     assert [a == b for a, b in zip(plain, carried, strict=True)] == [True, True, False], "the first round has no step to carry on"
 
 
+def test_central_weighs_the_unimodal_heads_as_the_student_does(work: Work) -> None:
+    students = []
+    for alpha in (0.0, 1.0):
+        config = load_config("tiny", [f"distill.alpha={alpha}", "distill.epochs=1"])
+        consortium = open_consortium(work.sites(work.split(Job("central", 0, 0))), config)
+        students.append(baselines._alone(config, concatenate(consortium.training.values()), "central")[0].heads.state_dict())
+    unlearned, learned = students
+    assert any(not torch.equal(values, learned[name]) for name, values in unlearned.items())
+
+
 def test_the_median_is_that_of_the_pooled_patients_and_ridge_regression_finds_what_tells_the_number(work: Work) -> None:
     consortium = open_consortium(work.sites(work.split(Job("ridge", 0, 0))), load_config("tiny", NUMBERS))
     training = concatenate(c for _, c in sorted(consortium.training.items()))
