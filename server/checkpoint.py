@@ -55,6 +55,7 @@ class PlainState:
         nodes: Flower nodes that were asked to enrol.
         reference: Visits of the reference set.
         reference_checksum: SHA-256 of its patients as they were read; empty without one.
+        reference_excluded: Visits of it left out because of a fault, or because they hold nothing.
         sites: Site -> what it enrolled with.
         prior: Log-odds of the outputs (log class shares for multi-class, 0 for regression), [C].
         best: ``teach`` group or ``student`` -> lowest validation loss so far.
@@ -73,6 +74,7 @@ class PlainState:
     nodes: int = 0
     reference: int = 0
     reference_checksum: str = ""
+    reference_excluded: int = 0
     sites: dict[str, Enrolled] = field(default_factory=dict)
     prior: list[float] = field(default_factory=list)
     best: dict[str, float] = field(default_factory=dict)

@@ -77,6 +77,9 @@ class Run:
         visits, now = 0 if found is None else len(found), checksum(found)
         if state.phase == "enrolling":
             state.reference, state.reference_checksum = visits, now
+            if found is not None:
+                state.reference_excluded = found.excluded
+                self.record.event("reference", visits=visits, excluded=found.excluded)
         elif (visits, now) != (state.reference, state.reference_checksum):
             raise ConsiliumError(
                 f"The run was started with another reference set: {state.reference} visits (checksum "

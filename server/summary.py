@@ -8,6 +8,7 @@ import platform
 from typing import Any
 
 from common.config import Config
+from common.data.manifest import REFERENCE_FOLDER
 from common.evaluation.predictions import STUDENT
 from common.evaluation.results import Results, Row, Weight
 from common.messages import code_hash
@@ -64,7 +65,8 @@ def summary(config: Config, state: RunState) -> Results:
         data="generated" if any(s.data == "generated" for s in state.sites.values()) else "real",
         data_checksum=hashlib.sha256(checksums.encode()).hexdigest(),
         n={name: s.visits for name, s in sorted(state.sites.items())},
-        exclusions={name: s.excluded for name, s in sorted(state.sites.items())},
+        exclusions={name: s.excluded for name, s in sorted(state.sites.items())}
+        | ({REFERENCE_FOLDER: state.reference_excluded} if state.reference else {}),
         seeds=[config.seed],
         rows=rows,
         comparisons=[],

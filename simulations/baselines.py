@@ -50,7 +50,7 @@ class Consortium:
         config: What the baseline is trained by.
         training: Site (or ``reference``) -> its patients, split into train and validation.
         testing: Site -> its test patients.
-        excluded: Visits that the sites left out when they opened their files.
+        excluded: Visits that were left out when sites and reference set opened their files.
     """
 
     config: Config
@@ -101,6 +101,7 @@ def open_consortium(sites: Path, config: Config) -> Consortium:
         manifest = load_manifest(folder)
         if manifest.labels:  # baselines learn from labels alone
             training[REFERENCE_FOLDER] = open_cohort(folder, manifest, config.task, replace(split, test=0.0), config.seed)
+            excluded += training[REFERENCE_FOLDER].excluded
     return Consortium(config, training, testing, excluded)
 
 

@@ -318,6 +318,7 @@ def _results(plan: Plan, work: Work, cells: Sequence[Cell], missing: Mapping[str
             "debug": plan.debug,
             "code": plan.code,
             "missing": dict(missing),
+            "seconds": round(sum(c.seconds for c in cells)),
             "command": command,
             "units": dict(prepared[0].get("units", {})),
             "warnings": list(dict.fromkeys(w for said in prepared for w in said.get("warnings", ()))),

@@ -117,6 +117,11 @@ def _federated(work: Work, job: Job, config: Config, overrides: list[str]) -> tu
     if config.task.type == "segmentation":
         draw_overlay(config, sites, run_dir, out / OVERLAY_FILE)
     state = json.loads((run_dir / "state.json").read_text(encoding="utf-8"))
+    if absent := sorted({load_manifest(f).site for f in hospital_folders(sites)} - set(state["sites"])):
+        raise ConsiliumError(
+            f"{', '.join(absent)} took no part: {run_dir}/events.jsonl says why. A pooled figure needs them all: mend their "
+            "files, and run the benchmark again."
+        )
     groups = sorted({g for s in state["sites"].values() for g in s["groups"]})
     size = (
         sum(parameters_of(build_teacher(g, config.task, config.model)) for g in groups)
@@ -126,7 +131,7 @@ def _federated(work: Work, job: Job, config: Config, overrides: list[str]) -> tu
     trains = {s for s, enrolled in state["sites"].items() if enrolled["groups"]}
     moved = {s: sum(sum(ways) for ways in phases.values()) for s, phases in state["traffic"].items() if s in trains}
     weights = [{k: v for k, v in w.items() if k != "omega"} for w in state["weights"]]
-    excluded = sum(s["excluded"] for s in state["sites"].values())
+    excluded = sum(s["excluded"] for s in state["sites"].values()) + state["reference_excluded"]
     said = {"parameters": size, "bytes_per_site": moved, "weights": weights, "curves": state["curves"], "excluded": excluded}
     predictions = collect_predictions(sites, f"{out.name}-{RUN_FOLDER}")
     silent = sorted({s for s, e in state["sites"].items() if e["visits"]["test"]} - set(predictions["site"]))

@@ -40,7 +40,8 @@ class Cell:
         weights: Modality weights over time.
         curves: Losses over time: phase, round, group, split, loss.
         predictions: One line per test row, pattern, model and output.
-        excluded: Visits that the sites left out when they opened their files.
+        seconds: That it took.
+        excluded: Visits that were left out when sites and reference set opened their files.
     """
 
     method: str
@@ -51,6 +52,7 @@ class Cell:
     weights: Sequence[Mapping[str, Any]]
     curves: Sequence[Mapping[str, Any]]
     predictions: pd.DataFrame
+    seconds: float = 0.0
     excluded: int = 0
 
 
@@ -83,6 +85,7 @@ def load_cell(folder: Path, task_type: TaskType) -> Cell:
             said.get("weights") or [],
             said.get("curves") or [],
             frame,
+            float(said.get("seconds", 0.0)),
             int(said.get("excluded", 0)),
         )
     except (OSError, ValueError, KeyError) as error:

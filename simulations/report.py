@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def keep(run: Path, docs: Path) -> Path:
 
     Returns:
         ``docs/results/NAME.json``; the name has the variant in it, and ``-ablation`` for an ablation, with the factors if it is
-        of some only.
+        of some only. Beside it lies the run's figure of all combinations of modalities, ``NAME.png``.
 
     Raises:
         ConsiliumError: If there are no results of a benchmark, cells, methods or seeds are missing, training was cut short, an
@@ -108,8 +109,7 @@ def keep(run: Path, docs: Path) -> Path:
         raise ConsiliumError(f"{run} lacks {len(about['missing'])} cell(s). Run the same command again; it resumes.")
     if "command" not in about:
         raise ConsiliumError(f"{run} was made by an older version, which did not record its command. Run the benchmark again.")
-    variant = next((f"-{r.variant}" for r in results.rows if r.variant), "")
-    file = docs / "results" / f"{results.benchmark}{variant}{_ending(results)}.json"
+    file = docs / "results" / f"{_name(results)}.json"
     benchmark = benchmarks().get(results.benchmark)
     if benchmark and not is_ablation(results) and not is_whole(results, benchmark):
         raise ConsiliumError(
@@ -120,6 +120,11 @@ def keep(run: Path, docs: Path) -> Path:
         raise ConsiliumError(f"{run} is of generated patients: it would take the place of results on real ones, {file.name}.")
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, _shown(results).model_dump(mode="json"))
+    drawn, picture = run / "figures" / f"patterns-{main_metrics(results, 1)[0]}.png", file.with_suffix(".png")
+    if drawn.is_file():
+        shutil.copy(drawn, picture)
+    else:
+        picture.unlink(missing_ok=True)  # an earlier run's
     return file
 
 
@@ -142,7 +147,7 @@ def render(docs: Path) -> str:
     order = sorted(kept, key=lambda r: (r.data == "generated", r.benchmark, _variant(r), is_ablation(r), _some_factors(r)))
     if not order:
         return f"{HEAD}\nNo run is kept yet.\n"
-    body = "\n".join([_overview(order), _worth(order), *map(_section, order)])
+    body = "\n".join([_overview(order), _worth(order), *(_section(r, docs) for r in order)])
     contents = "".join(f"- {link_to(heading)}\n" for heading in re.findall(r"^## (.*)$", body, flags=re.M))
     return "\n".join([HEAD, contents, body])
 
@@ -232,10 +237,10 @@ def _of_regions(results: Results) -> list[Row]:
     return [r for r in whole if main in REGION_METRICS and (r.metric, r.pattern) == (main, ALL)]
 
 
-def _ending(results: Results) -> str:
-    """Returns how the name of a kept file ends: long ablations are run, and kept, by factors."""
-    slug = "-".join(["", *re.findall("[a-z0-9]+", _some_factors(results).lower())])
-    return f"-ablation{slug}" if is_ablation(results) else ""
+def _name(results: Results) -> str:
+    """Returns the name of a kept file without its suffix: long ablations are run, and kept, by factors."""
+    factors = ["ablation", *re.findall("[a-z0-9]+", _some_factors(results).lower())] if is_ablation(results) else []
+    return "-".join(filter(None, [results.benchmark, _variant(results), *factors]))
 
 
 def _some_factors(results: Results) -> str:
@@ -248,14 +253,16 @@ def _variant(results: Results) -> str:
     return next((r.variant for r in results.rows if r.variant), "")
 
 
-def _section(results: Results) -> str:
-    """Returns what one kept run found."""
+def _section(results: Results, docs: Path) -> str:
+    """Returns what one kept run found, with its figure if there is one."""
     variant = f", variant `{_variant(results)}`" if _variant(results) else ""
     about = results.environment
     some = _some_factors(results)
     kind = "methods" if not is_ablation(results) else f"ablation of {some}" if some else "ablation"
     body = _ablation(results) if is_ablation(results) else _methods(results)
-    return "\n".join([f"## `{results.benchmark}`{variant}: {kind}\n", f"{about['title']}.\n", _facts(results), *body])
+    drawn = f"results/{_name(results)}.png"
+    picture = [f"![By method and combination of modalities]({drawn})\n"] if (docs / drawn).is_file() else []
+    return "\n".join([f"## `{results.benchmark}`{variant}: {kind}\n", f"{about['title']}.\n", _facts(results), *picture, *body])
 
 
 def _facts(results: Results) -> str:
@@ -271,6 +278,8 @@ def _facts(results: Results) -> str:
     if results.exclusions:
         facts.append("- Left out: " + "; ".join(f"{n:,} {reason}" for reason, n in results.exclusions.items()))
     facts.append(f"- Seeds: {', '.join(map(str, results.seeds))}; folds: {len(results.n['folds'])}; runtime: {about['runtime']}")
+    if seconds := about.get("seconds"):
+        facts.append(f"- Time: {seconds / 60:,.0f} minutes, all cells one after the other")
     facts.append(f"- Version: {version}code `{about['code']}`; Python {about['python']}, {packages}")
     facts.append(f"- Again: `{about['command']}`\n")
     return "\n".join(facts)
@@ -349,7 +358,9 @@ def _weights(results: Results) -> list[str]:
     if frame["modality"].nunique() > 1:
         spreads = frame.groupby(["seed", "fold"])["value"].agg(lambda values: values.max() - values.min())
         differ = int((spreads > EQUAL).sum())
-        said.append(f"- They differ in {differ} of {len(spreads)} cells; in the others equal ones were kept.")
+        said.append(
+            f"- Learned weights were kept in {differ} of {len(spreads)} cells (a seed and a fold each), equal ones in the others."
+        )
     return said
 
 

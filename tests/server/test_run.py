@@ -91,7 +91,7 @@ def test_the_results_of_a_run_speak_of_every_site_and_of_no_pool(undisturbed: Pa
     assert {r.site for r in found.rows} <= {"alder", "birch"}
     assert all(r.published is None and r.ci95 is None for r in found.rows)
     assert all(r.parameters for r in found.rows if r.method == "student")
-    assert found.exclusions == {"alder": 0, "birch": 0}
+    assert found.exclusions == {"alder": 0, "birch": 0, "reference": 0}
     assert {w.modality for w in found.weights} == set(TEACHERS)
 
 

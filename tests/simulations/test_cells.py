@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import weakref
 from collections.abc import Iterator
@@ -219,6 +220,22 @@ def test_a_cell_begins_behind_the_teach_phase_of_another_and_ends_as_if_it_had_t
         theirs.pop("enrol")
         assert {p: b for p, b in phases.items() if p != "enrol"} == theirs
     pd.testing.assert_frame_equal(*(pd.read_parquet(cell / "predictions.parquet") for cell in (after, alone)))
+
+
+def test_what_is_left_out_is_counted_in_the_reference_set_too_and_a_hospital_that_refuses_fails_the_cell(tmp_path: Path) -> None:
+    work = Work(TINY, tmp_path, None, "inproc", True, None)
+    student, central = Job("student", 0, 0), Job("central", 0, 0)
+    work.prepare(work.split(student))
+    sites = work.sites(work.split(student))
+    next((sites / "reference").rglob("*.dcm")).unlink()
+    counted = [json.loads((run(work, job.method) / "cell.json").read_text())["excluded"] for job in (student, central)]
+    assert counted == [1, 1]
+    for note in sorted((sites / "alder").rglob("*.txt"))[::2]:
+        note.unlink()
+    for job in (student, central):
+        run_one(work, job)
+    assert re.search(r"alder took no part: .*events\.jsonl says why", str(work.fault(student)))
+    assert "limits.bad_rows" in str(work.fault(central))
 
 
 def test_a_cell_teaches_itself_if_the_other_learned_otherwise_or_from_other_files(tmp_path: Path) -> None:

@@ -50,9 +50,9 @@ def with_environment(results: Results, **changed: Any) -> Results:
 
 def test_the_document_of_the_project_is_what_its_kept_results_say() -> None:
     assert (DOCS / "results.md").read_text(encoding="utf-8") == report.render(DOCS)
-    for file in (DOCS / "results").glob("*.json"):
+    for file in (DOCS / "results").iterdir():
         assert file.stat().st_size < 1_000_000, f"{file.name} is too large for a file of the project"
-        load_results(file)
+        load_results(file.with_suffix(".json"))
 
 
 def test_results_on_the_users_own_data_are_not_kept_in_the_projects_documentation(tmp_path: Path, methods: Results) -> None:
@@ -247,7 +247,7 @@ def test_the_document_counts_the_cells_that_kept_equal_weights(tmp_path: Path, m
     first = (methods.seeds[0], 0)
     even = [w.model_copy(update={"value": 1 / 3}) if (w.seed, w.fold) == first else w for w in methods.weights]
     text = report.render(kept(tmp_path, methods.model_copy(update={"weights": even})))
-    assert "- They differ in 3 of 4 cells; in the others equal ones were kept." in text
+    assert "- Learned weights were kept in 3 of 4 cells (a seed and a fold each), equal ones in the others." in text
 
 
 def test_ablations_of_some_factors_are_kept_beside_each_other(tmp_path: Path, ablation: Results) -> None:
@@ -270,6 +270,22 @@ def test_real_patients_come_first_and_an_ablation_behind_its_methods(tmp_path: P
         "`fake-mortality`: methods",
         "`fake-mortality`: ablation",
     ]
+
+
+def test_the_figure_of_a_run_is_kept_beside_its_results_and_that_of_an_earlier_run_is_not(
+    tmp_path: Path, methods: Results
+) -> None:
+    run = tmp_path / "run"
+    (run / "figures").mkdir(parents=True)
+    write_json(run / "results.json", with_environment(methods, seconds=5400).model_dump(mode="json"))
+    (run / "figures" / "patterns-auroc.png").write_bytes(b"drawn")
+    picture = report.keep(run, tmp_path / "docs").with_suffix(".png")
+    assert picture.read_bytes() == b"drawn"
+    text = report.render(tmp_path / "docs")
+    assert f"](results/{picture.name})" in text and "- Time: 90 minutes, all cells" in text
+    (run / "figures" / "patterns-auroc.png").unlink()
+    report.keep(run, tmp_path / "docs")
+    assert not picture.exists() and picture.name not in report.render(tmp_path / "docs")
 
 
 def test_the_command_keeps_runs_and_writes_the_document(tmp_path: Path, methods: Results) -> None:
