@@ -90,8 +90,8 @@ def load(root: Path, how_to_get: str) -> Cases:
     Raises:
         ConsiliumError: If there is no case, a case lacks a file, has an empty one or is there twice, or a list does not fit.
     """
-    flairs = (f for s in SUFFIXES for f in root.rglob(f"*_{MODALITIES[0]}{s}") if not f.name.startswith("."))
-    folders = sorted({f.parent for f in flairs})
+    endings = tuple(f"_{part}{suffix}" for part in PARTS for suffix in SUFFIXES)
+    folders = sorted({f.parent for f in root.rglob("*") if f.name.endswith(endings) and not f.name.startswith(".")})
     if not folders:
         raise ConsiliumError(f"{root} holds no case: no file ends with _{MODALITIES[0]}.nii.gz or .nii. {how_to_get}")
     found = {folder: {part: _files(folder, part) for part in PARTS} for folder in folders}

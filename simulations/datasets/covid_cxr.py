@@ -73,13 +73,14 @@ EUROPE = (
 
 OUTCOME_WORDS = r"""
     i\.?c\.?u itu intensive critical\w* (?:in|ex|re|post)?-?(?:in)?tubat\w* ventilat\w* mechanical\w* (?:endo)?trache\w*
-    e\.?t\.?t? tubes? ng nasogastric og orogastric peep prone\w* proning sedat\w* wean\w* ecmo ecls extracorporeal oxygenat\w*
-    cpap bipap niv high.?flow central lines? jugular catheter\w* vasopress\w* noradrenalin\w* norepinephrin\w* shock
+    e\.?t\.?t? tubes? ng nasogastric og orogastric peep prone\w* proning sedat\w* wean\w* ecmo ecls extracorporeal
+    o2 oxygen\w* supplement\w* cannula\w* non-?rebreath\w* cpap bipap niv high.?flow
+    central lines? jugular catheter\w* vasopress\w* noradrenalin\w* norepinephrin\w* shock
     resuscitat\w* arrest\w* deteriorat\w* worsen\w* die[sd]? dying deaths? dead deceas\w* fatal\w* mortal\w*
     pass(?:ed|es|ing)?\s+away expired demise surviv\w* discharg\w* recover\w* outcomes? wards? transfer\w* hospitali[sz]\w*
     admit\w* admission\w*
 """
-"""Patterns of words masked in notes, whole ones in any case: of intensive care and its devices, of the course and its end."""
+"""Patterns of words masked in notes, whole ones in any case: of intensive care, oxygen and devices, of the course and its end."""
 DISEASE_WORDS = r"""
     n?covid\w* n?cov\w* sars\w* mers\w* corona\w* wuhan pandemic\w* pneumocyst\w* p[cj]p carinii jirovec\w* strepto\w*
     pneumococc\w* klebsiell\w* e\.?\s?coli escherichia legionell\w* legionnaire\w* varicell\w* chicken.?pox zoster mycoplasm\w*

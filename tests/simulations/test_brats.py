@@ -189,9 +189,12 @@ def test_cases_that_lack_a_file_or_have_an_empty_one_are_counted(tmp_path: Path)
     place = few(tmp_path)
     _, second, third = (next(place.rglob(f"{c}_t2.nii.gz")) for c in cases_of(place))
     second.unlink()
+    next(second.parent.glob("*_flair.nii.gz")).unlink()
     third.write_bytes(b"")
     refused(
-        place, r"2 of 3 case\(s\) .*the first is number 2, sorted by path\) lack a file with any content: _t2 in 2\. Download"
+        place,
+        r"2 of 3 case\(s\) .*the first is number 2, sorted by path\) lack a file with any content: _flair in 1, _t2 in 2\. "
+        "Download",
     )
     refused(tmp_path / "nothing", "holds no case")
 

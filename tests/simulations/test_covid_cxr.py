@@ -191,6 +191,7 @@ def test_every_image_is_tested_once_and_no_patient_is_on_two_sides(root: Path, t
         ("Severe. Person is INTUBATED with an OG in place.", "icu", "Severe. Person is with an in place."),
         ("Re-intubated, ventilated; later Extubation and mechanical ventilation", "icu", ", ; later and"),
         ("He died on the ward. Deceased, not discharged", "icu", "He on the . , not"),
+        ("Required supplemental oxygen by cannula, then high flow. SaO2 93 %", "icu", "Required by , then . SaO2 93 %"),
         ("Diet, wardrobe and lineage stay", "icu", "Diet, wardrobe and lineage stay"),
         ("ICU", "icu", None),
         ("COVID-19 by RT-PCR, fever", "icu", "COVID-19 by RT-PCR, fever"),

@@ -130,6 +130,15 @@ def test_a_section_without_heading_or_end_is_no_text() -> None:
 
 
 @pytest.mark.parametrize(
+    "heading", ["Hospital Course by problem:", "BRIEF HOSPITAL COURSE", "Summary of hospital course", "MICU Course:", "Course:"]
+)
+def test_a_section_in_which_the_hospital_course_begins_is_no_text(heading: str) -> None:
+    assert notes.present_illness(f"HPI:\n64M.\n\n{heading}\nMade CMO.\nPast Medical History:\nnone\n") == ""
+    said = "In the ED:\nED course: stable, a\ncourse of antibiotics"
+    assert notes.present_illness(f"HPI:\n{said}\nPast Medical History:\nnone\n{heading}\nMade CMO.\n") == said
+
+
+@pytest.mark.parametrize(
     ("said", "text", "leaves"),
     [
         ("The patient had died on arrival.", None, True),

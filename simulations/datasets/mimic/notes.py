@@ -32,7 +32,12 @@ NEXT = re.compile(
     r"|DISCHARGE [A-Z]+|FOLLOW-?UP INSTRUCTIONS|MAJOR SURGICAL OR INVASIVE PROCEDURE)[ \t]*:",
     re.I | re.M,
 )
-COURSE = re.compile(r"^[ \t]*(?:BRIEF )?HOSPITAL COURSE", re.I | re.M)
+COURSE = re.compile(
+    r"^[ \t]*(?:(?:(?:BRIEF|SUMMARY OF) )?(?:HOSPITAL|[A-Z]{0,4}ICU|CCU|FLOOR|WARD|INPATIENT) COURSE\b|COURSE[ \t]*:)",
+    re.I | re.M,
+)
+"""A line that begins with the course in the hospital or in a unit, with a colon or without. That of the emergency department is
+known at admission."""
 VERDICT = re.compile(r"^[ \t]*(?:deceased|expired)[ \t]*\.?[ \t]*$\n?", re.I | re.M)
 DEATH = re.compile(
     r"\b(?:patient|pt)\s+(?:had\s|has\s)?(?:expired|died|passed away|deceased)|\bs?he expired|pronounced expired|time of death",
@@ -65,14 +70,15 @@ OUR_DEATH = re.compile(
 def present_illness(summary: str) -> str | None:
     """Returns the section of a discharge summary: None without its heading; empty if no known heading ends it.
 
-    A heading behind the hospital course is none: who repeats the history there knows its end.
+    A heading behind the hospital course is none: who repeats the history there knows its end. A section in which a course begins,
+    under whatever heading, is not used either.
     """
     start, course = HEADING.search(summary), COURSE.search(summary)
     if start is None or (course and course.start() < start.start()):
         return None
     rest = summary[start.end() :]
-    end = NEXT.search(rest)
-    return rest[: end.start()].strip() if end else ""
+    end, course = NEXT.search(rest), COURSE.search(rest)
+    return rest[: end.start()].strip() if end and not (course and course.start() < end.start()) else ""
 
 
 def read_histories(root: Path, stays: pd.DataFrame, counts: dict[str, int]) -> tuple[pd.Series[str], pd.Series[bool]]:

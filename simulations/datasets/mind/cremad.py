@@ -1,8 +1,8 @@
 """CREMA-D: emotions in acted clips, by sound and by face, with the lists of OGM-GE (Peng et al., CVPR 2022).
 
 OGM-GE's code takes one to some frames per second and three seconds of sound. Here the sound is what a task asks for, and of the
-frames the middle one. The lists are drawn by clip: an actor has clips in both. Where whole actors are tested (``new_actors``),
-the lists are not used.
+frames the middle one, in grey. The lists are drawn by clip: an actor has clips in both. Where whole actors are tested
+(``new_actors``), the lists are not used.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """LUMA: an image, a spoken word and a passage on one of 42 things (Bezirganyan et al., SIGIR 2025; CC BY-SA 4.0).
 
 This reads what LUMA's compile_dataset.py reads, and takes the samples that it takes without added noise: those of
-``split_indices/``. Three things differ, because they must:
+``split_indices/``. Three things differ, because they must (and images enter the networks grey, as all images do here):
 
 * The tool keeps images as pickles, which can run code. Here they come from CIFAR's binary versions, which hold the same images;
   that the order is the same too is checked by the classes of the drawn images.
