@@ -174,9 +174,9 @@ def table_of(benchmark: Benchmark, found: Mapping[str | None, Results | None]) -
     beside = _Beside(benchmark, found, mine)
     parts = []
     for (n, output, site), told in _groups(keys, theirs).items():
-        about = [f"output {output or 'all'}"] if any(k.output for k in keys) else []
+        about = [f"`{output}`" if output else "all outputs"] if any(k.output for k in keys) else []
         about += [f"tested on {site or 'all'}"] if sites else []
-        about += [f"others on {count(n)} test rows"] if n else []
+        about += [f"figures of others are of {count(n)} test rows"] if n else []
         parts += beside.parts(about, [k for k in keys if k in told], told)
     return PaperTable(benchmark.name, benchmark.title, any(found.values()), tuple(parts), _notes(benchmark, found))
 

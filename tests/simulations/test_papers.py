@@ -98,7 +98,7 @@ def lines(table: papers.PaperTable, about: str = "") -> dict[tuple[str, str], di
 def test_ours_stand_below_the_published_figures_with_their_evidence(docs: Path) -> None:
     keep(docs, "metakd-fake", results())
     (table,) = papers.tables_of("metakd", papers.newest(docs))
-    found = lines(table, "output all")
+    found = lines(table, "all outputs")
     mean = f"main, {MEAN_OF_PATTERNS}"
     assert found["MetaKD", "second-hand"][mean] == "0.620" and found["Other", "stated"][mean] == "0.580"
     assert found["student", "real data"][mean] == found["central", "real data"][mean] == "0.630", "the mean of .60 to .66"
@@ -121,7 +121,7 @@ def test_ours_stand_below_the_published_figures_with_their_evidence(docs: Path) 
 def test_a_variant_has_columns_and_an_output_tables_of_its_own(docs: Path) -> None:
     keep(docs, "metakd-fake-hard", results(variant="hard"))
     (table,) = papers.tables_of("metakd", papers.newest(docs))
-    core, every = lines(table, "output core"), lines(table, "output all")
+    core, every = lines(table, "`core`"), lines(table, "all outputs")
     assert core["MetaKD", "second-hand"]["Accuracy"] == "0.710" and core["student", "real data"]["Accuracy"] == "0.600"
     assert every["MetaKD", "inferred"]["hard, what each has"] == "0.660"
     assert every["student", "real data"]["hard, what each has"] == "0.500"
@@ -150,7 +150,7 @@ def test_figures_of_a_method_on_two_test_sets_stand_in_tables_of_their_own(docs:
     monkeypatch.setattr(papers, "benchmarks", lambda: {"metakd-fake": replace(BENCHMARK, published=(*told, alone))})
     keep(docs, "metakd-fake", results())
     (table,) = papers.tables_of("metakd", papers.newest(docs))
-    first, second = lines(table, "others on 66 test rows"), lines(table, "others on 57 test rows")
+    first, second = lines(table, "figures of others are of 66 test rows"), lines(table, "figures of others are of 57 test rows")
     assert first["Other", "second-hand"]["what each has"] == "0.400" and ("Third", "second-hand") not in first
     assert second["Other", "second-hand"]["Accuracy"] == "0.450" and second["Third", "second-hand"]["n"] == "57"
     assert first["student", "real data"]["what each has"] == second["student", "real data"]["Accuracy"] == "0.500"
@@ -194,7 +194,7 @@ def test_a_mean_over_combinations_needs_all_of_them(docs: Path) -> None:
     said["rows"] = [r for r in said["rows"] if r["pattern"] != "labs+notes"]
     keep(docs, "metakd-fake", said)
     (table,) = papers.tables_of("metakd", papers.newest(docs))
-    found = lines(table, "output all")
+    found = lines(table, "all outputs")
     assert found["student", "real data"][f"main, {MEAN_OF_PATTERNS}"] == "-"
     assert found["MetaKD", "second-hand"][f"main, {MEAN_OF_PATTERNS}"] == "0.620"
 
@@ -203,7 +203,7 @@ def test_generated_data_are_marked_on_every_line_and_in_words(docs: Path) -> Non
     keep(docs, "metakd-fake", results("generated"))
     keep(docs, "metakd-fake-hard", results("real", "hard"))
     (table,) = papers.tables_of("metakd", papers.newest(docs))
-    found = lines(table, "output all")
+    found = lines(table, "all outputs")
     generated, real = found["student", "GENERATED"], found["student", "real data"]
     assert generated["main, what each has"] == real["hard, what each has"] == "0.500"
     assert {cell for head, cell in generated.items() if head.startswith("hard")} == {"-"}
@@ -218,7 +218,7 @@ def test_the_newest_finished_run_goes_before_what_is_kept_and_debug_runs_never_c
 
     def student() -> str:
         (table,) = papers.tables_of("metakd", papers.newest(docs))
-        return lines(table, "output all")["student", "real data"]["main, what each has"]
+        return lines(table, "all outputs")["student", "real data"]["main, what each has"]
 
     assert student() == "0.500"
     run(docs, "20260101-000000", results(shift=0.1))
@@ -268,7 +268,7 @@ def test_what_stands_beside_a_published_figure_is_kept_with_a_run(docs: Path, tm
     write_json(tmp_path / "run" / "results.json", told)
     report.keep(tmp_path / "run", docs)
     (table,) = papers.tables_of("metakd", papers.kept_in(docs))
-    assert lines(table, "output core")["student", "real data"]["Accuracy"] == "0.600"
+    assert lines(table, "`core`")["student", "real data"]["Accuracy"] == "0.600"
 
 
 def test_the_document_of_the_project_is_what_its_kept_results_say() -> None:
