@@ -257,6 +257,11 @@ class Config:
     split: SplitConfig
     seed: int = 0
 
+    @property
+    def trains_student(self) -> bool:
+        """Whether anybody trains the student; if not, the teachers are all there is."""
+        return self.distill.epochs > 0 or self.refine.rounds > 0
+
 
 def parts_not_needed(config: Config, *, evaluated: bool, reference: bool) -> list[str]:
     """Returns the parts of the split for which sites of one's own data need not hold patients back: those train too.

@@ -78,12 +78,13 @@ class Trained:
     weights: list[dict[str, object]] = field(default_factory=list)
 
 
-def open_consortium(sites: Path, config: Config) -> Consortium:
+def open_consortium(sites: Path, config: Config, look: Callable[..., None] = lambda *_: None) -> Consortium:
     """Opens every hospital of a sites folder, and its reference set.
 
     Args:
         sites: Sites folder of the cell.
         config: Of the method; meta patients train, because no baseline has use for them.
+        look: Is called with every folder, its manifest and all its patients.
     """
     training: dict[str, Cohort] = {}
     testing: dict[str, Cohort] = {}
@@ -92,6 +93,7 @@ def open_consortium(sites: Path, config: Config) -> Consortium:
         manifest = load_manifest(folder)
         cohort = open_cohort(folder, manifest, config.task, split, config.seed)
         excluded += cohort.excluded
+        look(folder, manifest, cohort)
         if len(cohort.part("test")):
             testing[manifest.site] = cohort.part("test")
         if manifest.role == "train":
@@ -99,9 +101,11 @@ def open_consortium(sites: Path, config: Config) -> Consortium:
     if config.distill.reference and (sites / REFERENCE_FOLDER / FILE_NAME).is_file():
         folder = sites / REFERENCE_FOLDER
         manifest = load_manifest(folder)
+        cohort = open_cohort(folder, manifest, config.task, replace(split, test=0.0), config.seed)
+        excluded += cohort.excluded
+        look(folder, manifest, cohort)
         if manifest.labels:  # baselines learn from labels alone
-            training[REFERENCE_FOLDER] = open_cohort(folder, manifest, config.task, replace(split, test=0.0), config.seed)
-            excluded += training[REFERENCE_FOLDER].excluded
+            training[REFERENCE_FOLDER] = cohort
     return Consortium(config, training, testing, excluded)
 
 

@@ -125,7 +125,7 @@ def _federated(work: Work, job: Job, config: Config, overrides: list[str]) -> tu
     groups = sorted({g for s in state["sites"].values() for g in s["groups"]})
     size = (
         sum(parameters_of(build_teacher(g, config.task, config.model)) for g in groups)
-        if config.distill.epochs == 0 and config.refine.rounds == 0
+        if not config.trains_student
         else parameters_of(build_student(config.task, config.model))
     )
     trains = {s for s, enrolled in state["sites"].items() if enrolled["groups"]}

@@ -183,6 +183,8 @@ def _wanted(name: str, task: Path | None, sites: Path | None, settings: Sequence
     for setting in settings:
         if "=" not in setting:
             raise ConsiliumError(f"--set {setting}: say KEY=VALUE, like --set teach.rounds=10. Every key: common/config.py")
+        if setting.partition("=")[0].strip("+ ") == "seed":
+            raise ConsiliumError(f"--set {setting}: every cell has a seed of its own, from 0 on. Say how many with --seeds.")
     return custom_benchmark(task, sites, settings)
 
 

@@ -29,7 +29,7 @@ from common.data.manifest import (
     reference_folder,
     stray_folders,
 )
-from common.data.quality import column_warnings, mask_warnings, shared_patients, unheld
+from common.data.quality import column_warnings, mask_warnings, modality_warnings, shared_patients, unheld
 from common.errors import ConsiliumError, TooManyFaults, no_file
 from common.evaluation.metrics import REGION_METRICS
 from common.task import TaskType
@@ -127,18 +127,27 @@ class Prepare:
             raise ConsiliumError(f"{self.task} or files in {self.sites} have changed since the run began. Start it anew.")
         for place in _manifests(self.sites):
             _mirror(place, folder / place.name)
+        exclusions: Counter[str] = Counter()
+        silent: list[str] = []
+
+        def look(place: Path, manifest: Manifest, cohort: Cohort) -> None:
+            site = REFERENCE_FOLDER if place.name == REFERENCE_FOLDER else manifest.site
+            exclusions.update(f"visits of {site}: {finding.problem}" for finding in cohort.findings)
+            exclusions.update({f"visits of {site}: every modality is empty": len(cohort.empty)} if cohort.empty else {})
+            silent.extend(_silent(site, place, manifest, cohort))
+
         try:
-            consortium = open_consortium(folder, replace(self.config, seed=split.seed))
+            consortium = open_consortium(folder, replace(self.config, seed=split.seed), look)
         except TooManyFaults as error:
             listed = f"The faults are listed by: consilium-client check {self.sites} --task {self.task}"
             raise TooManyFaults(f"{error} {listed}", error.findings) from None
         _refuse_unheld(consortium, {m.site: m.limits.min_count for m in _manifests(folder).values()})
         return {
             "n": _counts(consortium),
-            "exclusions": _exclusions(consortium),
+            "exclusions": dict(sorted(exclusions.items())),
             "data_checksum": self.checksum,
             "units": dict(self.config.task.units),
-            "warnings": [*_untaught(consortium), *map(str, shared_patients(_manifests(folder))), *_silent(folder, consortium)],
+            "warnings": [*_untaught(consortium), *map(str, shared_patients(_manifests(folder))), *silent],
         }
 
 
@@ -237,14 +246,6 @@ def _count(cohorts: Sequence[Cohort]) -> dict[str, int]:
     return {"visits": sum(map(len, cohorts)), "patients": patients, "sites": len(cohorts)}
 
 
-def _exclusions(consortium: Consortium) -> dict[str, int]:
-    """Returns reason -> visits that were left out for it."""
-    opened = consortium.testing | consortium.training
-    found = Counter(f"visits of {site}: {f.problem}" for site, c in opened.items() for f in c.findings)
-    found.update({f"visits of {site}: every modality is empty": len(c.empty) for site, c in opened.items() if c.empty})
-    return dict(sorted(found.items()))
-
-
 def _untaught(consortium: Consortium) -> list[str]:
     """Returns a sentence for every output that no training visit has."""
     if consortium.config.task.type == "regression":
@@ -256,15 +257,13 @@ def _untaught(consortium: Consortium) -> list[str]:
     return [f"No training visit of any site has '{o}': nobody can learn it. Add such patients, or take it out." for o in missing]
 
 
-def _silent(folder: Path, consortium: Consortium) -> list[str]:
-    """Returns a line for every column that tells nothing, and one for the masks of a site that mark nothing."""
-    found = []
-    for place, manifest in _manifests(folder).items():
-        site = REFERENCE_FOLDER if place.name == REFERENCE_FOLDER else manifest.site
-        parts = [opened[site] for opened in (consortium.training, consortium.testing) if site in opened]
-        blank = [warning for part in parts for warning in mask_warnings(manifest, part)]
-        told = [*column_warnings(place, manifest, parts[0]), *blank[:1]] if parts else []
-        found += [f"{site}/{warning}" for warning in told]
-        if len(blank) > 1:
-            found[-1] += f" ({len(blank) - 1} more of its masks are like that: consilium-client check names them)"
+def _silent(site: str, place: Path, manifest: Manifest, cohort: Cohort) -> list[str]:
+    """Returns a line for everything of a site that tells nothing: modalities, columns, and one for masks that mark nothing."""
+    if manifest.role == "evaluate" and not len(cohort):
+        return [f"{site} has nobody to test on: all its visits are left out, or hold nothing. Correct its files, or remove it."]
+    blank = mask_warnings(manifest, cohort)
+    told = [*modality_warnings(manifest, cohort), *column_warnings(place, manifest, cohort), *blank[:1]]
+    found = [f"{site}/{warning}" for warning in told]
+    if len(blank) > 1:
+        found[-1] += f" ({len(blank) - 1} more of its masks are like that: consilium-client check names them)"
     return found

@@ -49,8 +49,8 @@ def predict(run: Path, folder: Path, out: Path, say: Callable[[str], None]) -> p
         What was written.
 
     Raises:
-        ConsiliumError: If there is no finished run, its task is a segmentation, the folder does not fit the task or holds nobody
-            to predict, or the file exists or cannot be written.
+        ConsiliumError: If there is no finished run, it trained no student or its task is a segmentation, if the folder does not
+            fit the task or holds nobody to predict, or if the file exists or cannot be written.
     """
     if out.exists():
         raise ConsiliumError(f"{out} exists already. Name another file with --out, or remove it first.")
@@ -61,6 +61,11 @@ def predict(run: Path, folder: Path, out: Path, say: Callable[[str], None]) -> p
         raise ConsiliumError(
             f"Task '{config.task.name}' finds regions in scans: 'predict' writes a table of numbers, and no masks. How well its "
             "student finds them stands in results.json of the run."
+        )
+    if not config.trains_student:
+        raise ConsiliumError(
+            f"The run in {found} trained teachers alone (distill.epochs=0, refine.rounds=0): its student has learned nothing. "
+            "Name a run that trained one."
         )
     try:
         student = load_student(config, state.arrays["student"])

@@ -53,6 +53,7 @@ from simulations.tables import (
 )
 
 MACHINE = ("platform", "cpus")
+ABLATION_SEEDS = 3
 ASKED_FOR = ("fedavg", "central", "student-no-kd", "student-uniform", "teachers")
 VERSIONS = ("flwr", "torch", "scikit-learn")
 HEAD = """# Results
@@ -111,6 +112,11 @@ def keep(run: Path, docs: Path) -> Path:
         raise ConsiliumError(f"{run} was made by an older version, which did not record its command. Run the benchmark again.")
     file = docs / "results" / f"{_name(results)}.json"
     benchmark = benchmarks().get(results.benchmark)
+    if benchmark and is_ablation(results) and len(results.seeds) < ABLATION_SEEDS:
+        raise ConsiliumError(
+            f"{run} is an ablation of {len(results.seeds)} seed(s); those that are kept have {ABLATION_SEEDS} at least. Run it "
+            "again without --seeds."
+        )
     if benchmark and not is_ablation(results) and not is_whole(results, benchmark):
         raise ConsiliumError(
             f"{run} is of some methods or seeds of '{results.benchmark}' only: it would take the place of whole results. Run the "

@@ -24,7 +24,7 @@ from simulations.benchmarks.base import CUSTOM, MEAN_OF_PATTERNS, Benchmark
 from simulations.finished import Cell, environment
 
 ALL, OURS, TEACHERS, TEACHER = "all", "student", "teachers", "teacher:"
-AT_SITES = "visits with a fault in their files or without any modality, left out by the sites"
+AT_SITES = "visits with a fault in their files or without any modality, left out by the sites (the most in a fold)"
 KEYS = ["fold", "site", "row"]
 
 

@@ -259,7 +259,16 @@ def _columns(frame: pd.DataFrame, task: Task) -> dict[str, list[str]]:
         for feature in modality.features:
             if feature not in frame:
                 raise ConsiliumError(f"The table has no column '{feature}' of '{name}'{nearest(feature, map(str, frame))}")
-    return {name: list(modality.features) for name, modality in task.modalities.items()}
+    columns = {name: list(modality.features) for name, modality in task.modalities.items()}
+    holders: dict[str, str] = {}
+    for name, feature in ((name, feature) for name, features in columns.items() for feature in features):
+        if feature in holders:
+            raise ConsiliumError(
+                f"Column '{feature}' stands in the modalities '{holders[feature]}' and '{name}': a site or visit without one "
+                "would lack it for the other. Leave it to one of them, or copy it under another name."
+            )
+        holders[feature] = name
+    return columns
 
 
 def _places(frame: pd.DataFrame, wish: Wish, labels: Names, plain: Mapping[str, str]) -> NDArray[np.str_]:

@@ -124,7 +124,7 @@ def _doubtful(modality: Modality, held: Cohort, name: str) -> dict[str, str]:
         columns = slice(at, at := at + (len(wanted.codes) or 1))
         if not told.count[columns].any():
             problems[feature] = EMPTY
-        elif (told.variance[columns] <= np.finfo(np.float32).eps ** 2 * told.mean[columns] ** 2).all():
+        elif not told.varies[columns].any():
             problems[feature] = CONSTANT
         elif codes := _sentinels(values[feature]):
             problems[feature] = SENTINEL.format(", ".join(map(str, codes)))

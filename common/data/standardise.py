@@ -32,7 +32,6 @@ from common.data.rows import LazyRows
 from common.task import LABELS, Modality, Task
 
 CLIP = 5.0
-LEAST_DEVIATION = 1e-8
 Float = NDArray[np.float64]
 
 
@@ -46,6 +45,11 @@ class Moments:
     count: Float
     mean: Float
     variance: Float
+
+    @property
+    def varies(self) -> NDArray[np.bool_]:
+        """Whether a feature varies by more than the rounding of float32 about its mean, bool [D]; whatever its unit is."""
+        return np.asarray((self.variance > 0) & (self.variance > np.finfo(np.float32).eps ** 2 * self.mean**2))
 
     def suppressed(self, least: int, *, words: bool, visits: Float | None = None) -> Moments:
         """Returns the moments without the features that fewer than ``least`` visits stand behind.
@@ -139,8 +143,7 @@ class Standardisation:
     def _target(self) -> tuple[Tensor, Tensor]:
         """Returns mean and deviation of the targets, both float64 [C]; a target that never varies keeps its unit."""
         pooled = self.moments[LABELS]
-        deviation = torch.from_numpy(np.sqrt(pooled.variance))
-        return torch.from_numpy(pooled.mean), torch.where(deviation > LEAST_DEVIATION, deviation, 1.0)
+        return torch.from_numpy(pooled.mean), torch.from_numpy(np.where(pooled.varies, np.sqrt(pooled.variance), 1.0))
 
     def apply(self, name: str, modality: Modality, raw: Tensor) -> Tensor:
         """Returns the model-ready tensor of a raw one (table above); of a lazy one a lazy one."""
@@ -154,9 +157,9 @@ class Standardisation:
             ids = raw.long()
             return torch.stack([ids.float(), idf[ids]], dim=1)
         mean = torch.from_numpy(pooled.mean)
-        deviation = torch.from_numpy(np.sqrt(pooled.variance))
-        usable = deviation > LEAST_DEVIATION
-        scaled = ((raw.double() - mean) / torch.where(usable, deviation, 1.0)).clamp(-CLIP, CLIP).float()
+        usable = torch.from_numpy(pooled.varies)
+        deviation = torch.from_numpy(np.where(pooled.varies, np.sqrt(pooled.variance), 1.0))
+        scaled = ((raw.double() - mean) / deviation).clamp(-CLIP, CLIP).float()
         if modality.kind in ("image", "volume"):
             return scaled if modality.kind == "image" else scaled.nan_to_num()
         missing = raw.isnan() | ~usable

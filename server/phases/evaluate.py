@@ -17,7 +17,7 @@ def evaluate(run: Run) -> None:
     requests = {
         site: EvaluateRequest(
             **run.request("evaluate", 0, site),
-            student=state.arrays["student"],
+            student=state.arrays["student"] if run.config.trains_student else {},
             teachers=state.teachers(),
             consilium=state.arrays["consilium"],
             standardisation=state.standardisation(),

@@ -153,7 +153,7 @@ def load(root: Path) -> CincStays:
     series = _wide(values[possible])
     exclusions = {
         "values of the series that cannot be": int((~possible).sum()),
-        "stays without a series": len(described) - series["visit"].nunique(),
+        "stays without a series (kept, with the table alone)": len(described) - series["visit"].nunique(),
     }
     stays = described.assign(unit=described["ICUType"].map(UNITS)).reset_index()[["visit", "set", "unit", "death"]]
     frames = (stays, series, _table(described))

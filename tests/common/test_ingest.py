@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 
 from common.data.ingest import Frames, IngestError, reader
 from common.data.ingest.frames import as_text, inside, numbers, read_frame, texts
-from common.data.ingest.image import read_image
 from common.data.ingest.text import hash_words
 from common.data.manifest import Source, Variable
 from common.task import Feature, Modality
-from tests.common.samples import MODALITIES, write_dicom
+from tests.common.samples import MODALITIES
 
 TABLE = MODALITIES["admission"]
 AGE, SEX = Variable("age", "a"), Variable("sex", codes={"F": "female", "M": "male"})
@@ -115,6 +112,7 @@ def test_inline_text_is_the_cell_itself(tmp_path: Path) -> None:
         ("SECRET".encode("utf-16-le"), "utf-8", "not in encoding 'utf-8'"),
         (b"SECRET!", "utf-16", "not in encoding 'utf-16'"),
         (b"SECRET", "utf-99", "'utf-99' is none that is known; write utf-8"),
+        ("SECRET für".encode(), "latin-1", "in UTF-8, not in encoding 'latin-1'; correct 'encoding' in the manifest"),
     ],
 )
 def test_a_text_that_cannot_be_used_is_named(tmp_path: Path, content: bytes, encoding: str, text: str) -> None:
@@ -268,16 +266,27 @@ def test_an_empty_name_stays_empty() -> None:
 def test_numbers_are_floats_whatever_the_file_calls_them(cells: Any) -> None:
     values, bad = numbers(pd.DataFrame({"x": cells}), "x")
     assert values.dtype == np.float64
-    assert values[:2].tolist() == [1, 0]
-    assert np.isnan(values[2])
+    assert values[:2].tolist() == [1, 0] and np.isnan(values[2])
     assert not bad.any()
+
+
+@pytest.mark.parametrize("cells", [pd.to_datetime(["2026-01-01", None]), pd.to_timedelta([3, None], unit="h")])
+def test_dates_and_durations_are_no_numbers(cells: Any) -> None:
+    values, bad = numbers(pd.DataFrame({"x": cells}), "x")
+    assert np.isnan(values).all() and bad.tolist() == [True, False]
+
+
+def test_a_table_that_nobody_can_open_is_refused_as_such(tmp_path: Path) -> None:
+    (tmp_path / "labs.csv").mkdir()
+    with pytest.raises(IngestError, match="cannot be read as csv"):
+        read_frame(tmp_path / "labs.csv")
 
 
 # Series.
 
 
 def test_a_series_is_averaged_within_steps_and_nan_between_observations(tmp_path: Path) -> None:
-    csv(tmp_path / "s.csv", hour=[2.2, 0.1, 0.9, -1.0, 6.0, 99.0, None], crea=[5, 1, 2, 77, 88, 99, 66])
+    csv(tmp_path / "s.csv", hour=[2.2, 0.1, 0.9, -1.0, 6.0, 99.0, None], crea=[5, 1, 2, 77, 88, 99, None])
     found = read(tmp_path, LABS, MODALITIES["labs"], "s.csv")
     assert found.shape == (6, 2)
     assert found.dtype == np.float32
@@ -294,7 +303,12 @@ def test_steps_may_be_longer_than_an_hour(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "columns",
-    [{"hour": [-3, 6], "crea": [1, 1]}, {"hour": [1], "crea": [None]}, {"hour": [None], "crea": [1]}, {"hour": [], "crea": []}],
+    [
+        {"hour": [-3, 6], "crea": [1, 1]},
+        {"hour": [1], "crea": [None]},
+        {"hour": [None], "crea": [None]},
+        {"hour": [], "crea": []},
+    ],
 )
 def test_a_series_without_a_value_within_the_steps_is_no_series(tmp_path: Path, columns: dict[str, list[Any]]) -> None:
     csv(tmp_path / "s.csv", **columns)
@@ -307,6 +321,7 @@ def test_a_series_without_a_value_within_the_steps_is_no_series(tmp_path: Path, 
         ({"hour": [1], "crea": ["SECRET"]}, "column 'crea' holds text or infinity"),
         ({"hour": ["SECRET"], "crea": [1]}, "column 'hour' holds text or infinity"),
         ({"hour": [1], "crea": [-1e300]}, "column 'crea' holds text or infinity"),
+        ({"hour": [1, None], "crea": [1, 2]}, "column 'hour' is empty beside a value"),
         ({"time": [1], "crea": [1]}, "no column 'hour'"),
         ({"hour": [1]}, "no column 'crea'"),
     ],
@@ -314,85 +329,3 @@ def test_a_series_without_a_value_within_the_steps_is_no_series(tmp_path: Path, 
 def test_a_series_that_cannot_be_used_is_named(tmp_path: Path, columns: dict[str, list[Any]], text: str) -> None:
     csv(tmp_path / "s.csv", **columns)
     assert text in fault(tmp_path, LABS, MODALITIES["labs"], "s.csv")
-
-
-# Images.
-
-
-def ramp(size: int = 16) -> np.ndarray:
-    return np.tile(np.arange(size), (size, 1)) * 100 + 7
-
-
-def test_grey_values_are_scaled_to_percentiles_so_that_bit_depth_does_not_matter(tmp_path: Path) -> None:
-    write_dicom(tmp_path / "a.dcm", ramp())
-    write_dicom(tmp_path / "b.dcm", ramp() * 3)
-    Image.fromarray((ramp() // 10).astype(np.uint8)).save(tmp_path / "c.png")
-    a, b, c = (read_image(tmp_path / f, 8) for f in ("a.dcm", "b.dcm", "c.png"))
-    assert a.shape == (1, 8, 8)
-    assert a.dtype == np.float32
-    assert a.min() >= 0
-    assert a.max() <= 1
-    assert (np.diff(a[0, 0]) > 0).all()
-    assert np.allclose(a, b)
-    assert np.allclose(a, c, atol=0.02)
-
-
-def test_an_image_where_white_is_low_is_inverted(tmp_path: Path) -> None:
-    write_dicom(tmp_path / "a.dcm", ramp())
-    write_dicom(tmp_path / "b.dcm", ramp(), "MONOCHROME1")
-    assert np.allclose(read_image(tmp_path / "a.dcm", 8), 1 - read_image(tmp_path / "b.dcm", 8), atol=1e-6)
-
-
-def test_the_rescale_slope_of_a_dicom_counts(tmp_path: Path) -> None:
-    write_dicom(tmp_path / "a.dcm", ramp())
-    write_dicom(tmp_path / "b.dcm", ramp(), RescaleSlope="-1", RescaleIntercept="0")
-    assert np.allclose(read_image(tmp_path / "a.dcm", 8), 1 - read_image(tmp_path / "b.dcm", 8), atol=1e-6)
-
-
-def test_sixteen_bit_and_colour_pngs_are_read_as_grey(tmp_path: Path) -> None:
-    Image.fromarray((ramp() * 40).astype(np.uint16)).save(tmp_path / "deep.png")
-    Image.fromarray(np.repeat((ramp() // 10).astype(np.uint8)[..., None], 3, axis=2)).save(tmp_path / "colour.png")
-    assert np.allclose(read_image(tmp_path / "deep.png", 8), read_image(tmp_path / "colour.png", 8), atol=0.02)
-
-
-def bad_images(folder: Path) -> None:
-    write_dicom(folder / "colour.dcm", np.zeros((16, 16, 3)), "RGB")
-    write_dicom(folder / "frames.dcm", np.stack([ramp()] * 4))
-    write_dicom(folder / "palette.dcm", ramp(), "PALETTE COLOR")
-    write_dicom(folder / "empty.dcm", np.full((16, 16), 5))
-    with warnings.catch_warnings(action="ignore"):
-        write_dicom(folder / "slope.dcm", ramp(), RescaleSlope="nan", RescaleIntercept=0)
-    write_dicom(folder / "whole.dcm", ramp())
-    whole = (folder / "whole.dcm").read_bytes()
-    (folder / "cut.dcm").write_bytes(whole[:-200])
-    (folder / "header.dcm").write_bytes(whole[:300])
-    (folder / "text.dcm").write_bytes(b"SECRET is no image")
-    (folder / "text.png").write_bytes(b"SECRET is no image")
-    Image.fromarray(np.zeros((16, 16), np.uint8)).save(folder / "black.png")
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("colour.dcm", "colours or several frames"),
-        ("frames.dcm", "colours or several frames"),
-        ("palette.dcm", "colours or several frames"),
-        ("empty.dcm", "the image is empty"),
-        ("black.png", "the image is empty"),
-        ("slope.dcm", "no numbers; export it again"),
-        *((name, "cannot be read: it is damaged, cut short or no image") for name in ("cut.dcm", "header.dcm", "text.dcm")),
-        ("text.png", "cannot be read: it is damaged, cut short or no image"),
-    ],
-)
-@pytest.mark.filterwarnings("ignore::UserWarning:pydicom", "ignore:invalid value:RuntimeWarning")
-def test_an_image_that_cannot_be_used_is_named(tmp_path: Path, name: str, text: str) -> None:
-    bad_images(tmp_path)
-    found = fault(tmp_path, Source("image", column="cxr"), MODALITIES["cxr"], name)
-    assert text in found
-    assert "Doe" not in found
-
-
-def test_a_table_that_nobody_can_open_is_refused_as_such(tmp_path: Path) -> None:
-    (tmp_path / "labs.csv").mkdir()
-    with pytest.raises(IngestError, match="cannot be read as csv"):
-        read_frame(tmp_path / "labs.csv")

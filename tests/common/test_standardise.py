@@ -178,6 +178,17 @@ def test_a_constant_or_never_observed_column_is_zero_and_never_nan(modality: Mod
         assert not ready[:, 0, ..., 1].any()
 
 
+def test_whether_a_feature_varies_does_not_depend_on_its_unit() -> None:
+    molar = torch.tensor([[1.0e-8, 3.0], [2.0e-8, 3.0], [3.0e-8, 3.0]])
+    told = moments(TABLE, molar)
+    assert told.varies.tolist() == [True, False]
+    ready = Standardisation({"x": told}).apply("x", TABLE, molar)
+    assert ready[:, 0, 0].tolist() == pytest.approx([-(1.5**0.5), 0, 1.5**0.5], abs=1e-5)
+    task = make_task("regression")
+    found = Standardisation({LABELS: Moments(np.full(2, 9.0), np.full(2, 2e-8), np.full(2, 2.5e-17))})
+    assert found.targets(task, torch.tensor([[2.5e-8, 2e-8]]))[0].tolist() == pytest.approx([1.0, 0.0], abs=1e-5)
+
+
 def test_far_values_are_clipped() -> None:
     raw = torch.tensor([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]])
     standardisation = Standardisation({"t": moments(TABLE, raw)})

@@ -197,6 +197,25 @@ def test_bad_input_is_named_with_its_site_and_ends_nothing(own: Path, tmp_path: 
     assert "test/patients.csv" in text and "2 patient(s), here the first, are also at site 'site-2'" in text
 
 
+def test_an_unlabelled_reference_sets_faults_and_a_site_with_nobody_to_test_are_told(own: Path, tmp_path: Path) -> None:
+    reference, empty = own / "sites" / "reference", shutil.copytree(own / "sites" / "test", own / "sites" / "empty")
+    file = reference / "manifest.yaml"
+    manifest = yaml.safe_load(file.read_text()) | {"limits": {"bad_rows": 1.0}}
+    file.write_text(yaml.safe_dump({k: v for k, v in manifest.items() if k != "labels"}))
+    frame = pd.read_csv(reference / "patients.csv", dtype={"rna_0": str})
+    frame.loc[frame["rna_0"].notna().idxmax(), "rna_0"] = "?"
+    frame.to_csv(reference / "patients.csv", index=False)
+    change(empty, site="empty")
+    frame = pd.read_csv(empty / "patients.csv")
+    frame[[c for c in frame if "_" in c and c[:3] in ("rna", "met")]] = np.nan
+    frame.to_csv(empty / "patients.csv", index=False)
+    said = benchmark(own).prepare(tmp_path / "sites", Split(0, 0))
+    reasons = " ".join(said["exclusions"])
+    assert "visits of reference: column 'rna_0' holds text" in reasons and "visits of empty: every modality is empty" in reasons
+    assert [w for w in said["warnings"] if w.startswith("empty has nobody to test on")]
+    assert said["n"]["test"]["sites"] == 1
+
+
 def command(*words: object) -> Any:
     return CliRunner().invoke(cli.app, [str(w) for w in words])
 

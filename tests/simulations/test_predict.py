@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from common.config import load_config, to_json
 from common.errors import ConsiliumError, TooManyFaults
+from common.evaluation.results import load_results
 from simulations import cli
 from simulations.inproc import run_inproc
 from simulations.predict import find_run, predict
@@ -167,6 +168,15 @@ def test_a_student_that_cannot_be_used_is_refused(
     (run / "config.json").write_text(json.dumps(to_json(load_config(experiment, words))))
     with pytest.raises(ConsiliumError, match=said):
         predict(run, new, tmp_path / "scores.csv", print)
+
+
+def test_a_student_whom_nobody_trained_predicts_nothing_and_is_not_evaluated(binary: Path, new: Path, tmp_path: Path) -> None:
+    overrides = [f"task_file={binary / 'TASK.yaml'}", *QUICK, "distill.epochs=0", "refine.rounds=0"]
+    run_inproc(sites=binary / "sites", run_dir=tmp_path / "run", experiment="custom", overrides=overrides)
+    assert {r.method for r in load_results(tmp_path / "run" / "results.json").rows} >= {"teachers", "teacher:rna"}
+    assert "student" not in {r.method for r in load_results(tmp_path / "run" / "results.json").rows}
+    with pytest.raises(ConsiliumError, match=r"trained teachers alone.*has learned nothing"):
+        predict(tmp_path / "run", new, tmp_path / "scores.csv", print)
 
 
 def test_the_help_of_a_command_tells_its_arguments() -> None:

@@ -65,6 +65,11 @@ def test_results_of_some_methods_do_not_take_the_place_of_whole_ones(tmp_path: P
         kept(tmp_path, methods.model_copy(update={"benchmark": "heart-disease"}))
 
 
+def test_an_ablation_of_a_single_seed_is_not_kept(tmp_path: Path, ablation: Results) -> None:
+    with pytest.raises(ConsiliumError, match=r"an ablation of 2 seed\(s\).*3 at least"):
+        kept(tmp_path, ablation.model_copy(update={"benchmark": "heart-disease"}))
+
+
 def test_generated_patients_do_not_take_the_place_of_real_ones(tmp_path: Path, methods: Results) -> None:
     real, generated = (methods.model_copy(update={"data": data}) for data in ("real", "generated"))
     with pytest.raises(ConsiliumError, match=r"generated patients.*fake-mortality\.json"):

@@ -150,6 +150,7 @@ def test_a_task_that_is_there_already_names_the_columns(table: Path) -> None:
         ({"sites": 2, "modalities": ["rna=rns_*"]}, r"no column fits 'rns_\*'"),
         ({"sites": 2, "modalities": ["rna"]}, "is not of the form NAME=COLUMN"),
         ({"sites": 2, "modalities": ["genes=rna_1,died"]}, "'died' is a label"),
+        ({"sites": 2, "modalities": [*MODALITIES, "labs=age"]}, "'age' stands in the modalities 'clinic' and 'labs'"),
         ({"sites": 2, "modalities": ["who=pid"]}, r"all\.csv: column 'pid' holds 120 different texts"),
         ({"sites": 2, "modalities": ["1st=age"]}, "--modality 1st: '1st' is no name for a modality"),
         ({"sites": 2, "modalities": ["all=*"]}, "--modality all: 'all' is no name for a modality"),

@@ -18,8 +18,8 @@ HEADER = 1
 """Row of what is wrong with a whole file or column."""
 
 NO_NUMBER = (
-    "holds text or infinity where a number is expected: a decimal comma, a sign as in <0.3? Write a number; leave the cell empty "
-    "where it is missing"
+    "holds text or infinity where a number is expected: a date, a decimal comma, a sign as in <0.3? Write a number; leave the "
+    "cell empty where it is missing"
 )
 MISSING = ("", "NA", "N/A", "n/a", "<NA>", "NaN", "nan", "NULL", "null")
 """Cells of a CSV file that are empty: what spreadsheets, R, SQL and pandas write. ``None`` is none, it may be a category."""
@@ -235,6 +235,8 @@ def numbers(frame: pd.DataFrame, column: str) -> Parsed:
     if pd.api.types.is_numeric_dtype(cells):  # most are, and there may be thousands of them
         values = cells.to_numpy(np.float64, na_value=np.nan)
         return values, np.abs(values) > LARGEST
+    if cells.dtype.kind in "mM":  # dates and durations of a Parquet file would become nanoseconds
+        return np.full(len(cells), np.nan), cells.notna().to_numpy()
     values = np.asarray(pd.to_numeric(cells, errors="coerce"), dtype=np.float64)
     filled = cells.notna() & (cells.astype(str).str.strip() != "")
     return values, np.asarray((np.isnan(values) & filled) | (np.abs(values) > LARGEST), dtype=np.bool_)

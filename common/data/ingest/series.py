@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from common.data.ingest.frames import Rows
+from common.data.ingest.frames import IngestError, Rows
 from common.data.manifest import Source
 from common.task import Modality
 
@@ -23,16 +23,23 @@ def bin_series(rows: Rows, source: Source, modality: Modality) -> NDArray[np.gen
         observed in any step: the visit has no such series.
 
     Raises:
-        IngestError: If a column is absent or no number.
+        IngestError: If a column is absent or no number, or a value has no time.
     """
-    step = np.floor(rows.numbers(source.time) / modality.step_hours)
+    hours = rows.numbers(source.time)
+    step = np.floor(hours / modality.step_hours)
     within = (step >= 0) & (step < modality.steps)
     index = step[within].astype(np.int64)
     binned = np.full((modality.steps, len(modality.features)), np.nan)
     for f, name in enumerate(modality.features):
         if name not in source.variables:
             continue
-        values = rows.numbers(source.variables[name].column)[within]
+        values = rows.numbers(source.variables[name].column)
+        if (timeless := np.isnan(hours) & ~np.isnan(values)).any():
+            row = rows.place(int(timeless.argmax()))
+            raise IngestError.at(
+                row, source.time, f"column '{source.time}' is empty beside a value; write its time, or remove the row"
+            )
+        values = values[within]
         seen = np.isfinite(values)
         count = np.bincount(index[seen], minlength=modality.steps)
         total = np.bincount(index[seen], weights=values[seen], minlength=modality.steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from pathlib import Path
 
@@ -24,7 +25,10 @@ def read_text(path: Path, encoding: str) -> str:
         IngestError: If the file is in another encoding, or cannot be read.
     """
     try:
-        text = path.read_text(encoding=encoding)
+        content = path.read_bytes()
+        text = content.decode(encoding)
+        if not (content.isascii() or codecs.lookup(encoding).name.startswith("utf")) and _is_utf8(content):
+            raise IngestError(f"the text is in UTF-8, not in encoding '{encoding}'; correct 'encoding' in the manifest")
     except LookupError:
         raise IngestError(f"the manifest's 'encoding' {encoding!r} is none that is known; write utf-8 or latin-1, say") from None
     except UnicodeError:
@@ -35,6 +39,14 @@ def read_text(path: Path, encoding: str) -> str:
         remedy = "save it in that encoding, or name its own in the manifest ('encoding')"
         raise IngestError(f"the text is not in encoding '{encoding}'; {remedy}")
     return text
+
+
+def _is_utf8(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def hash_words(text: str, buckets: int, tokens: int) -> NDArray[np.generic]:
