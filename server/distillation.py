@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.model_selection import GroupKFold
 from torch import Tensor
 
@@ -74,7 +75,7 @@ def distil(
     student = new_student(config, prior)
     start = initial_calibration(config.task, prior, scale=config.distill.scale)
     adam: dict[str, Tensor] = {}
-    teaching, labels = _teaching(unseeing, reference, start)
+    teaching, labels, patient = _teaching(unseeing, reference, start)
     evidence = teaching.evidence(config.task.type) if teaching else None
     learned, per_output = config.weights.estimator != "uniform", config.weights.per_output
     if learned and config.weights.start == "evidence":
@@ -93,7 +94,9 @@ def distil(
         if config.weights.guard and teaching is not None and labels is not None:
             even = torch.zeros_like(student.omega)
             at_even = calibrated(config, labels, teaching, evidence, even, start)
-            equal = not resolved_better(config.task.type, teaching, labels, (student.omega, calibration), (even, at_even))
+            equal = not resolved_better(
+                config.task.type, teaching, labels, patient, (student.omega, calibration), (even, at_even)
+            )
             if equal:
                 student.omega.copy_(even)
                 calibration, adam = at_even, {}
@@ -114,40 +117,51 @@ def distil(
     return Distilled(student, calibration, fit, adam, equal, equal_start)
 
 
-def _teaching(ensembles: Ensembles, reference: Cohort, calibration: Calibration) -> tuple[Teaching | None, Tensor | None]:
-    """Returns what teachers say of the reference set, and its labels if there are any; of volumes that of some voxels."""
+def _teaching(
+    ensembles: Ensembles, reference: Cohort, calibration: Calibration
+) -> tuple[Teaching | None, Tensor | None, NDArray[np.int64]]:
+    """Returns what teachers say of the reference set, its labels if there are any, and whose; of volumes that of some voxels."""
     labels = reference.labels if reference.labelled and len(reference) else None
     if reference.task.type != "segmentation":
-        return teach_cohort(ensembles, reference, calibration), labels
+        return teach_cohort(ensembles, reference, calibration), labels, reference.patient
     heard = None if labels is None else teach_voxels(ensembles, reference, calibration)
-    return heard or (None, None)
+    return heard or (None, None, reference.patient)
 
 
 def resolved_better(
-    kind: TaskType, teaching: Teaching, labels: Tensor, one: tuple[Tensor, Calibration], other: tuple[Tensor, Calibration]
+    kind: TaskType,
+    teaching: Teaching,
+    labels: Tensor,
+    patient: NDArray[np.int64],
+    one: tuple[Tensor, Calibration],
+    other: tuple[Tensor, Calibration],
 ) -> bool:
     """Returns whether one consilium is better than another on the reference patients by more than a standard error.
 
     The one-standard-error rule (Breiman et al., 1984) on paired task losses of the visits with several modalities: of weights
-    that cannot be told apart, the simpler ones are taken. The visits are those that weights, s and b were fitted on; only the
-    teachers have not seen them.
+    that cannot be told apart, the simpler ones are taken. The error is robust to clusters (Liang and Zeger, 1986): visits of one
+    patient are no independent ones. They are those that weights, s and b were fitted on; only the teachers have not seen them.
 
     Args:
         kind: Type of the task.
         teaching: What teachers say who never saw these patients.
-        labels: Of the patients.
+        labels: Of the visits.
+        patient: Number of each visit's patient [N].
         one: omega [C or 1, M] and the calibration that belongs to it.
         other: The simpler one.
     """
     several = teaching.taught.sum(1) > 1
-    if int(several.sum()) < 2:
+    people, whose = np.unique(patient[several.numpy()], return_inverse=True)
+    if len(people) < 2:
         return False
     losses = []
     for omega, calibration in (one, other):
         said = consilium(teaching.logits, teaching.taught, omega.softmax(1), calibration)
         losses.append(task_loss(kind, said, labels)[several])
     gain = losses[1] - losses[0]
-    return bool(gain.mean() > gain.std() / len(gain) ** 0.5)
+    apart = np.bincount(whose, weights=(gain - gain.mean()).double().numpy())
+    error = (len(people) / (len(people) - 1) * np.square(apart).sum()) ** 0.5 / len(gain)
+    return bool(gain.mean() > error)
 
 
 def calibrated(

@@ -205,8 +205,10 @@ def teach_cohort(ensembles: Ensembles | None, cohort: Cohort, calibration: Calib
     return Teaching(ensembles(batch), taught, calibration, ensembles.complete(batch), cohort.present.all(1))
 
 
-def teach_voxels(ensembles: Ensembles, cohort: Cohort, calibration: Calibration) -> tuple[Teaching, Tensor] | None:
-    """Returns what teachers say of some voxels of every scan's patient, and the labels [N, C, V] there; None if nobody is taught.
+def teach_voxels(
+    ensembles: Ensembles, cohort: Cohort, calibration: Calibration
+) -> tuple[Teaching, Tensor, NDArray[np.int64]] | None:
+    """Returns what teachers say of some voxels of every visit, the labels [N, C, V] there, and whose; None if nobody is taught.
 
     Args:
         ensembles: The teachers.
@@ -226,7 +228,7 @@ def teach_voxels(ensembles: Ensembles, cohort: Cohort, calibration: Calibration)
         at = torch.randperm(batch.labels[0, 0].numel(), generator=generator)[:number]
         logits.append(said.reshape(len(said), -1, len(cohort.task.outputs), batch.labels[0, 0].numel())[..., at])
         labels.append(batch.labels.flatten(2)[..., at])
-    return Teaching(torch.cat(logits), taught[told], calibration), torch.cat(labels)
+    return Teaching(torch.cat(logits), taught[told], calibration), torch.cat(labels), cohort.patient
 
 
 def train_student(

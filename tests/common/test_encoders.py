@@ -186,8 +186,9 @@ def test_what_a_mask_hides_does_not_matter(name: str, architecture: str) -> None
     assert teacher(none).isfinite().all()
 
 
-def test_words_that_weigh_nothing_are_not_attended_to() -> None:
-    teacher, x = make_teacher("note", "attention").eval(), draw("note", 6)
+@pytest.mark.parametrize("architecture", ["attention", "base"])
+def test_words_that_weigh_nothing_are_not_read(architecture: str) -> None:
+    teacher, x = make_teacher("note", architecture).eval(), draw("note", 6)
     x[:, 0] = x[:, 0].clamp(min=1)
     x[:, 1, 5:] = 0
     other = x.clone()

@@ -185,14 +185,16 @@ def test_sampled_voxels_come_with_their_own_labels(patch: Edges | None, monkeypa
     prior = torch.zeros(2)
     heard = teach_voxels(Knowing(patch), cohort, initial_calibration(TASK, prior))  # type: ignore[arg-type]
     assert heard is not None
-    teaching, truth = heard
+    teaching, truth, patient = heard
+    assert patient.tolist() == [0, 1, 3, 4]
     assert teaching.logits.shape == (4, 3, 2, 500)
     assert truth.shape == (4, 2, 500)
     assert teaching.taught.tolist() == [[True, True, False], [True, False, False]] * 2
     assert torch.equal(teaching.logits[:, 0] > 0, truth > 0)
     assert not torch.equal(truth[0], truth[1])
     sure = replace(teaching.calibration, scale=prior + 9)
-    assert resolved_better("segmentation", teaching, truth, (torch.zeros(1, 3), sure), (torch.zeros(1, 3), teaching.calibration))
+    one, other = (torch.zeros(1, 3), sure), (torch.zeros(1, 3), teaching.calibration)
+    assert resolved_better("segmentation", teaching, truth, patient, one, other)
     unheard = cohort.select(~present[:, 0].numpy())
     assert teach_voxels(Knowing(patch), unheard, teaching.calibration) is None  # type: ignore[arg-type]
 

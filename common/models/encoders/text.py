@@ -64,7 +64,10 @@ class BagEncoder(Encoder):
 
 @encoder("text", "base")
 class ConvText(Encoder):
-    """Word embeddings and a Conv1d over neighbouring words (negations, phrases), beside the bag of words."""
+    """Word embeddings and a Conv1d over neighbouring words (negations, phrases), beside the bag of words.
+
+    A word that nobody may name (idf 0) is as one that is not there: nobody has trained its embedding.
+    """
 
     def __init__(self, modality: Modality, width: int, dropout: float) -> None:
         """Args as in :func:`common.models.registry.build_encoder`."""
@@ -78,11 +81,12 @@ class ConvText(Encoder):
 
     def read(self, x: Tensor) -> Reading:
         """[B, 2, L] -> [B, width] and a token per word."""
-        seen = (x[:, :1] > 0).to(x.dtype)
+        named = (x[:, 0] > 0) & (x[:, 1] > 0)
+        seen = named[:, None].to(x.dtype)
         maps = functional.gelu(self.phrases(self.words(x[:, 0].long()).transpose(1, 2) * seen)) * seen
         wide: Tensor = self.wide(bag_of_words(x, self.buckets))
         deep: Tensor = self.out(maps.amax(2))
-        return Reading(wide + deep, maps.transpose(1, 2), x[:, 0] > 0)
+        return Reading(wide + deep, maps.transpose(1, 2), named)
 
 
 @encoder("text", "attention")
