@@ -140,7 +140,7 @@ def resolved_better(
 
     The one-standard-error rule (Breiman et al., 1984) on paired task losses of the visits with several modalities: of weights
     that cannot be told apart, the simpler ones are taken. The error is robust to clusters (Liang and Zeger, 1986): visits of one
-    patient are no independent ones. They are those that weights, s and b were fitted on; only the teachers have not seen them.
+    patient are no independent ones. Weights, s and b were fitted on these visits; only the teachers have not seen them.
 
     Args:
         kind: Type of the task.
