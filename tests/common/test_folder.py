@@ -127,7 +127,7 @@ def damaged(folder: Path, name: str) -> None:
         ("text in another encoding", "note", "not in encoding"),
         ("text in the cell of a path", "note", "no path"),
         ("missing series", "labs", "does not exist"),
-        ("text for a number", "age", "column 'age' holds text or infinity where a number is expected: a date, a decimal comma, a sign"),
+        ("text for a number", "age", "column 'age' holds text or infinity where a number is expected: a date, a decimal comma"),
         ("unknown code", "sex", "holds a code that the manifest does not map to a category; known are F, M: correct the cell"),
         ("empty label", "death", "the label of 'death' is empty; fill it in"),
         ("label of another kind", "death", "is neither 0 nor 1; correct it"),
