@@ -84,6 +84,10 @@ def show(
     weights = {w.modality: w.value for w in results.weights if w.output is None}
     typer.echo(f"{results.benchmark}, {patients}; test visits alone")
     terminal.console().print(table)
+    if withheld := results.environment.get("withheld"):
+        counts = ", ".join(f"{site} {number:,}" for site, number in withheld.items())
+        why = "fewer visits, events or visits without one than the hospital's limits.min_count"
+        typer.echo(f"Withheld combinations of a model and modalities ({why}): {counts}")
     if not told:
         typer.echo("No hospital told a result: each has too few test visits, or none (split.test; role: evaluate).")
     typer.echo(f"Modality weights in the end (their sum is 1): {', '.join(f'{m} {v:.2f}' for m, v in weights.items())}")

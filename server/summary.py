@@ -71,5 +71,5 @@ def summary(config: Config, state: RunState) -> Results:
         rows=rows,
         comparisons=[],
         weights=weights,
-        environment=environment(),
+        environment=environment() | {"withheld": {name: n for name, n in sorted(state.withheld.items()) if n}},
     )

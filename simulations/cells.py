@@ -48,7 +48,7 @@ METAKD_FAITHFUL = "metakd-faithful"
 ALONE: Mapping[str, Callable[[Consortium], Trained]] = {**BASELINES, "central-kd": central_kd, METAKD_FAITHFUL: metakd_faithful}
 """Methods that are no run of the five phases."""
 
-DEBUG = ("teach.rounds=2", "distill.epochs=2", "refine.rounds=1")
+DEBUG = ("teach.rounds=2", "distill.epochs=2", "refine.rounds=1", "weights.steps=2")
 FLOWER_TIMEOUT_S = 3600.0
 
 
@@ -115,7 +115,7 @@ def _federated(work: Work, job: Job, config: Config, overrides: list[str]) -> tu
     else:
         run_inproc(sites=sites, run_dir=run_dir, experiment=experiment, overrides=overrides, resume=taught)
     if config.task.type == "segmentation":
-        draw_overlay(config, sites, run_dir, out / OVERLAY_FILE)
+        draw_overlay(config, sites, run_dir, out / OVERLAY_FILE, debug=work.debug)
     state = json.loads((run_dir / "state.json").read_text(encoding="utf-8"))
     if absent := sorted({load_manifest(f).site for f in hospital_folders(sites)} - set(state["sites"])):
         raise ConsiliumError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -43,6 +42,9 @@ from simulations.tables import (
 INTERRUPTED = "Interrupted. Finished cells are kept, those in hand start again. Go on with the same command."
 app = terminal.command_line(__doc__)
 WARNINGS_SHOWN = 10
+WIDE = 110
+METHOD_WIDTH = len("metakd-faithful")
+ONE_CLASS = "AUROC and AUPRC are not defined here: every test visit has the same label. Check the labels of the test patients."
 Name = Annotated[str, typer.Argument(help="Benchmark; see 'list'.")]
 
 
@@ -231,24 +233,28 @@ def table_of_run(
 def show(results: Results, folder: Path, console: Console) -> None:
     """Prints what a run found: on which data, every method, and our student against the others.
 
-    Of a run that was cut short no difference is shown: a verdict on such training would say nothing of the methods.
+    Of a run that was cut short there are no differences: a verdict on such training would say nothing of the methods.
     """
     _show_head(results, console)
-    debug = bool(results.environment.get("debug"))
     metrics = main_metrics(results)
+    if not metrics:
+        console.print(f"No cell finished, so there is nothing to compare. Results: {folder / 'results.json'}", soft_wrap=True)
+        return
     columns = [*metrics, *({"r2"} & set(main_metrics(results, len(NAMES))))]
     if is_ablation(results):
         for metric in metrics:
             found = findings(results, metric)
-            if debug:
-                found = [replace(f, difference=None, effect=None, combinations={}) for f in found]
             console.print(_ablation(found, metric))
-        if not debug and (pairs := rivals(results, metrics[0])):
+        if pairs := rivals(results, metrics[0]):
             console.print(_rivals(pairs, metrics[0]))
     else:
         for site in (None, *sites_apart(results)):
-            console.print(_methods(results, columns, site))
-        compared = [] if debug else [c for c in results.comparisons if not is_member(c.b)]
+            console.print(_methods(results, columns, site, wide=console.width >= WIDE))
+        if console.width < WIDE:
+            console.print(f"Parameters and bytes per site stand in results.json, and here from {WIDE} letters a line on.")
+        if "auroc" not in (told := main_metrics(results, len(NAMES))) and "accuracy" in told:
+            console.print(f"[yellow]Warning[/yellow] {ONE_CLASS}", soft_wrap=True)
+        compared = [c for c in results.comparisons if not is_member(c.b)]
         for sentence in method_sentences(results.model_copy(update={"comparisons": compared}), metrics[0]):
             console.print(sentence.replace("`", ""), markup=False, soft_wrap=True)
         if compared:
@@ -282,30 +288,36 @@ def _show_head(results: Results, console: Console) -> None:
         console.print(f"[bold red]MISSING[/bold red] {cell}: {escape(str(reason))}", soft_wrap=True)
 
 
-def _methods(results: Results, metrics: list[str], site: str | None) -> Table:
+def _methods(results: Results, metrics: list[str], site: str | None, *, wide: bool) -> Table:
     """Returns the table of methods on every test visit with what it has; unimodal teachers on the visits that they can read."""
     generated = ", GENERATED DATA" if results.data == "generated" else ""
     where = "" if site is None else f"{site} alone. "
     shown = "Mean ± sd over seeds" if len(results.seeds) > 1 else "One seed"
     table = Table(title=f"{where}{shown} [95 % interval, patients resampled]", title_justify="left")
-    table.add_column("method", overflow="fold")
+    table.add_column("method", overflow="fold", min_width=METHOD_WIDTH)
     table.add_column("given", overflow="fold")
     table.add_column("n", justify="right", no_wrap=True)
-    for head in (*(NAMES.get(m, m) for m in metrics), "parameters", "per site"):
+    for head in (*(NAMES.get(m, m) for m in metrics), *(("parameters", "per site") if wide else ())):
         table.add_column(head, justify="right", overflow="fold")
-    table.add_column("evidence", overflow="fold")
-    for line in method_lines(results, site):
+    lines = method_lines(results, site)
+    told = wide or any(line.first.published for line in lines)
+    if told:
+        table.add_column("evidence", overflow="fold")
+    for line in lines:
         first = line.first
         table.add_row(
             line.method,
             given(line.pattern),
             count(first.n),
             *(escape(figure(line.rows.get(m))) for m in metrics),
-            count(first.parameters),
-            "-" if first.bytes_per_site is None else decimal(round(first.bytes_per_site)),
-            escape(first.published or f"this run{generated}"),
+            *((count(first.parameters), _megabytes(first.bytes_per_site)) if wide else ()),
+            *((escape(first.published or f"this run{generated}"),) if told else ()),
         )
     return table
+
+
+def _megabytes(number: float | None) -> str:
+    return "-" if number is None else decimal(round(number))
 
 
 def _ablation(found: list[AblationFinding], metric: str) -> Table:

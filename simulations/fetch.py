@@ -70,8 +70,7 @@ def fetch(name: str, to: Path | None, say: Callable[[str], None]) -> Path:
     if wanted is None and name in benchmarks():
         raise ConsiliumError(by_hand(name))
     if wanted is None:
-        names = [*known, *(b for data in known.values() for b in data.benchmarks)]
-        raise ConsiliumError(f"There is no open data set '{name}'{nearest(name, names)}")
+        raise ConsiliumError(f"There is no data set or benchmark '{name}'{nearest(name, [*known, *benchmarks()])}")
     root = to or (Path(os.environ["CONSILIUM_DATA"]) if os.environ.get("CONSILIUM_DATA") else None)
     if root is None:
         raise ConsiliumError("Say where the data shall lie: --to DIR, or set CONSILIUM_DATA.")

@@ -24,8 +24,8 @@ from common.evaluation.results import Results, Weight
 from simulations.benchmarks.base import CUSTOM, MEAN_OF_PATTERNS
 from simulations.findings import AblationFinding, findings
 from simulations.finished import Cell
-from simulations.region_figures import COLOURS, DOTS_PER_INCH, LETTERS_PER_INCH, MARKERS, draw_boxes
-from simulations.scores import ALL, OURS
+from simulations.region_figures import COLOURS, CUT_SHORT, DOTS_PER_INCH, LETTERS_PER_INCH, MARKERS, draw_boxes
+from simulations.scores import ALL, OURS, TEACHERS
 from simulations.tables import EQUAL, NAMES, difference, main_metrics
 
 LINES = ("-", "--", "-.", ":")
@@ -43,6 +43,7 @@ EFFECT_WORDS = {
 LEAST_WIDTH = 6.5
 MOST_PANELS = 20
 MOST_OUTPUTS = 6
+HEADROOM = 1.12  # for the names of the phases, above the curves
 LEAST_SPAN = 0.2  # of the axis of a loss, as a share of its upper end
 
 
@@ -136,7 +137,7 @@ def _title(figure: Figure, results: Results, what: str) -> None:
     across = int(figure.get_figwidth() * LETTERS_PER_INCH)
     own = results.benchmark == CUSTOM
     name = str(results.environment.get("title", CUSTOM)).partition(":")[0] if own else results.benchmark
-    debug = ", DEBUG RUN: training cut short" if results.environment.get("debug") else ""
+    debug = CUT_SHORT if results.environment.get("debug") else ""
     title = f"{textwrap.fill(f'{name}{variant}{debug}', across)}\n{textwrap.fill(what, across)}"
     figure.suptitle(title, fontweight="bold", color=COLOURS[1] if debug else "black")
     generated = results.data == "generated"
@@ -238,7 +239,7 @@ def _weights(results: Results, frame: pd.DataFrame) -> Figure:
         axes.set(title=f"{method} ({_count(n)}){kept}", xlabel="updates of the weights since the start")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in grid[:, 0]:
-        axes.set(ylabel="modality weight (they sum to 1)", ylim=(0, None))
+        axes.set(ylabel="modality weight (they sum to 1)", ylim=(0, HEADROOM * axes.get_ylim()[1]))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     _title(figure, results, "modality weights over time, mean over cells (seeds x folds), band: ± 1 SD")
     return figure
@@ -289,7 +290,10 @@ def _curves(results: Results, method: str, curves: pd.DataFrame) -> Figure:
     means = f"mean over {n} cells (seeds x folds) while half of them train, band: ± 1 SD"
     what = f"learning curves of {method}, {means if n > 1 else _count(n)}"
     both = "; train and validation are different losses: compare each with itself" if curves["split"].nunique() > 1 else ""
-    _title(figure, results, what + both)
+    only = (
+        "" if method == TEACHERS or set(curves["phase"]) != {PHASES[0]} else "; its teachers alone: it told no losses of its own"
+    )
+    _title(figure, results, what + both + only)
     return figure
 
 

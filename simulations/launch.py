@@ -74,6 +74,11 @@ def show(run_dir: Path) -> None:
     collected = run_dir / "predictions.parquet"
     if not (run_dir / FILE_NAME).is_file():
         raise ConsiliumError(f"No finished demonstration at {run_dir}. Name a run directory, like runs/demo/<time>.")
+    if not collected.is_file() and not (run_dir / "sites").is_dir():
+        raise ConsiliumError(
+            f"{run_dir} is no demonstration that this machine ran. A benchmark's table: consilium-bench table NAME --run DIR; "
+            "what real hospitals told: consilium-server show DIR"
+        )
     if not collected.is_file():
         name = f"{run_dir.parent.name}-{run_dir.name}"
         collect_predictions(run_dir / "sites", name).to_parquet(collected, index=False)

@@ -36,8 +36,9 @@ PAPERS = {
 OURS = ("student", "teachers", "metakd-faithful", "central-kd", "central", "central-zero", "fedavg")
 """Our methods, where a run has them: the student, what it learns from, and what it is measured against, a paper's own too."""
 COLUMNS = 6
-"""Columns of figures in one table, so that ours with their deviations fit a terminal of 130 letters."""
-WIDTH, METHOD = len("0.123 ± 0.123"), len("metakd-faithful")
+"""Columns of figures in one table of the document; a terminal has as many as fit it."""
+WIDTH, METHOD, GAP = len("0.123 ± 0.123"), len("metakd-faithful"), 2
+BESIDE = METHOD + len("second-hand") + len("10,000") + 3 * GAP
 STATED = {"published": "stated"}
 GENERATED, REAL, NONE = "GENERATED", "real data", "not run"
 UNKNOWN = "-"
@@ -143,8 +144,13 @@ def newest(docs: Path, out: Path | None = None) -> Source:
     return find
 
 
-def tables_of(paper: str, source: Source) -> list[PaperTable]:
+def tables_of(paper: str, source: Source, columns: int = COLUMNS) -> list[PaperTable]:
     """Returns the tables of a paper, one per benchmark.
+
+    Args:
+        paper: Its name on the command line.
+        source: Where our results are found.
+        columns: Most columns of figures in one table.
 
     Raises:
         ConsiliumError: If there is no such paper, or results do not fit the schema.
@@ -152,15 +158,16 @@ def tables_of(paper: str, source: Source) -> list[PaperTable]:
     if paper not in PAPERS:
         raise ConsiliumError(f"There is no paper '{paper}'. Known: {', '.join(PAPERS)}")
     mine = [b for b in benchmarks().values() if b.name.startswith(PAPERS[paper][1])]
-    return [table_of(b, {v: source(b, v) for v in b.variants}) for b in mine]
+    return [table_of(b, {v: source(b, v) for v in b.variants}, columns) for b in mine]
 
 
-def table_of(benchmark: Benchmark, found: Mapping[str | None, Results | None]) -> PaperTable:
+def table_of(benchmark: Benchmark, found: Mapping[str | None, Results | None], columns: int = COLUMNS) -> PaperTable:
     """Returns the tables of one benchmark.
 
     Args:
         benchmark: The benchmark.
         found: Variant -> our results; None if there are none.
+        columns: Most columns of figures in one table.
     """
     mine = {key: row for variant, results in found.items() if results for key, row in _rows(variant, results, benchmark).items()}
     sites = {row.n: row.site for row in mine.values() if row.site and row.n}
@@ -171,7 +178,7 @@ def table_of(benchmark: Benchmark, found: Mapping[str | None, Results | None]) -
     variants, metrics = list(found), [*benchmark.metrics, *(p.metric for p in benchmark.published)]
     order = {k: (variants.index(k.variant), *_place_of(k.pattern), metrics.index(k.metric)) for k in (*theirs, *main)}
     keys = sorted(order, key=lambda k: order[k])
-    beside = _Beside(benchmark, found, mine)
+    beside = _Beside(benchmark, found, mine, columns)
     parts = []
     for (n, output, site), told in _groups(keys, theirs).items():
         about = [f"`{output}`" if output else "all outputs"] if any(k.output for k in keys) else []
@@ -207,6 +214,7 @@ class _Beside:
     benchmark: Benchmark
     found: Mapping[str | None, Results | None]
     mine: Mapping[tuple[str, Key], Row]
+    most: int
 
     def parts(self, about: Sequence[str], keys: Sequence[Key], told: Told) -> list[Part]:
         """Returns tables of a few columns each: what all columns share is in their title, the rest in their heads."""
@@ -215,10 +223,10 @@ class _Beside:
         shared = [word for word, is_same in zip(words[0], same, strict=True) if is_same and word != "main"]
         heads = [", ".join(word for word, is_same in zip(w, same, strict=True) if not is_same) or w[-1] for w in words]
         parts = []
-        for start in range(0, len(keys), COLUMNS):
-            columns = keys[start : start + COLUMNS]
+        for start in range(0, len(keys), self.most):
+            columns = keys[start : start + self.most]
             rows = (*self._others(columns, told), *self._ours(columns))
-            head = ("method", "evidence", "n", *heads[start : start + COLUMNS])
+            head = ("method", "evidence", "n", *heads[start : start + self.most])
             parts.append(Part(", ".join([*about, *shared]), head, rows))
         return parts
 
@@ -317,8 +325,8 @@ def _notes(benchmark: Benchmark, found: Mapping[str | None, Results | None]) -> 
 
 
 def print_paper(paper: str, source: Source, console: Console) -> None:
-    """Prints the tables of a paper."""
-    tables = tables_of(paper, source)
+    """Prints the tables of a paper, as wide as the console is."""
+    tables = tables_of(paper, source, max(1, (console.width - BESIDE) // (WIDTH + GAP)))
     console.print(f"\n[bold]{PAPERS[paper][0]}[/bold]\n{MARKS.replace('*', '')}")
     for told in tables:
         console.print(f"\n[bold]{escape(told.name)}[/bold]: {escape(told.title)}", highlight=False)

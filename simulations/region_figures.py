@@ -38,6 +38,8 @@ STYLES = tuple((COLOURS[1 + k % 5], MARKERS[k % 6]) for k in range(30))
 DICE = ":dice"
 OVERLAY_FILE = "overlay.png"
 OVERLAY_WIDTH = 5.0
+THIN = 1.0
+CUT_SHORT = ", DEBUG RUN: training cut short"
 LETTERS_PER_INCH = 10
 DOTS_PER_INCH = 150
 
@@ -92,7 +94,7 @@ def draw_boxes(results: Results, cells: Sequence[Cell]) -> Figure | None:
 
 
 @torch.no_grad()
-def draw_overlay(config: Config, sites: Path, run: Path, file: Path) -> None:
+def draw_overlay(config: Config, sites: Path, run: Path, file: Path, *, debug: bool = False) -> None:
     """Draws one test scan with its regions, as they are and as the student finds them in every modality alone and in all.
 
     The scan is the first tested one whose regions are all there, if there is any; the slice is the one with most of them.
@@ -102,6 +104,7 @@ def draw_overlay(config: Config, sites: Path, run: Path, file: Path) -> None:
         sites: Sites folder, of a simulation: real hospitals' scans stay there.
         run: Finished run directory.
         file: PNG file to write.
+        debug: Whether training was cut short, which the figure then says.
     """
     scaling = standardisation_of(checkpoint.load(run).standardisation())
     shown = _scan(config, sites)
@@ -134,8 +137,11 @@ def draw_overlay(config: Config, sites: Path, run: Path, file: Path) -> None:
             Line2D([], [], color="#777777", label="found"),
         ]
         kind = "GENERATED, no real patient" if manifest.data == "generated" else "real patient"
-        title = f"{config.name}: a test scan of {manifest.site} ({kind}), regions found by the student"
-        figure.suptitle(textwrap.fill(title, int(width * LETTERS_PER_INCH)), fontweight="bold")
+        title = (
+            f"{config.name}{CUT_SHORT if debug else ''}: a test scan of {manifest.site} ({kind}), regions found by the student"
+        )
+        colour = COLOURS[1] if debug else "black"
+        figure.suptitle(textwrap.fill(title, int(width * LETTERS_PER_INCH)), fontweight="bold", color=colour)
         figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False)
         figure.savefig(file, dpi=DOTS_PER_INCH)
 
@@ -164,5 +170,6 @@ def _panel(axes: Axes, scan: Tensor, true: Tensor, said: Tensor) -> None:
     for k in range(len(true)):
         for regions, style in ((true, ":"), (said, "-")):
             if regions[k].any():
-                axes.contour(turned(regions[k]), levels=[0.5], colors=[COLOURS[k]], linestyles=style, linewidths=1.2)
+                wide = THIN + 0.8 * (len(true) - 1 - k)  # where two outlines are one, both show
+                axes.contour(turned(regions[k]), levels=[0.5], colors=[COLOURS[k]], linestyles=style, linewidths=wide)
     axes.set_axis_off()

@@ -64,7 +64,8 @@ def build_results(
         folds: Folds of the plan.
         variant: Variant of the plan.
         prepared: What ``prepare`` returned, the first seed's folds first.
-        run: What else to tell of the run, recorded under ``environment``.
+        run: What else to tell of the run, recorded under ``environment``; of training that was cut short (``debug``) nothing
+            is compared.
         every_pattern: Whether the student is compared with every method on every pattern too, in the main metric; and so is an
             ablation with the other one that it names.
     """
@@ -78,7 +79,7 @@ def build_results(
         exclusions=_exclusions(benchmark, prepared[0]["exclusions"], cells),
         seeds=list(seeds),
         rows=[*builder.rows(), *published_rows(benchmark, variant)],
-        comparisons=builder.comparisons() + (builder.by_pattern() if every_pattern else []),
+        comparisons=[] if run.get("debug") else builder.comparisons() + (builder.by_pattern() if every_pattern else []),
         weights=[
             Weight.model_validate({**w, "method": c.method, "seed": c.seed, "fold": c.fold}) for c in cells for w in c.weights
         ],

@@ -24,6 +24,7 @@ from common.data.standardise import table_columns
 from common.errors import ConsiliumError, TooManyFaults
 from common.task import MASK, Modality, Task
 
+MOST_ABSENT = 5  # columns that are named
 SAME_PLACE_MM = 0.25
 """By which corners of two grids in one place may be apart: a quarter of the usual voxel.
 
@@ -107,10 +108,11 @@ def _patient_table(folder: Path, manifest: Manifest) -> pd.DataFrame:
     for source in manifest.modalities.values():
         needed += [source.column] if source.column else [v.column for v in source.variables.values()]
     named = any(c in table for c in needed)  # else the first row may be a patient's cells, which nobody tells
-    absent = ", ".join(f"{c}{alike(c, table) if named else ''}" for c in needed if c not in table)
+    absent = [f"{c}{alike(c, table) if named else ''}" for c in dict.fromkeys(needed) if c not in table]
     if absent:
+        more = f" and {len(absent) - MOST_ABSENT:,} more" if len(absent) > MOST_ABSENT else ""
         remedy = separated(table) or ". Correct the manifest, or the names in the table's first row."
-        raise ConsiliumError(f"{where} lacks column(s) {absent}{remedy}")
+        raise ConsiliumError(f"{where} lacks column(s) {', '.join(absent[:MOST_ABSENT])}{more}{remedy}")
     if table.empty:
         raise ConsiliumError(f"{where} has no rows. Write one per visit.")
     first: dict[str, int] = {}

@@ -28,6 +28,10 @@ NOWHERE = (
 CONSTANT = "every value is the same, so nothing is learned from it. Check the export, or take the variable out of the manifest"
 SENTINELS = (-9, -99, -999, -9999, -99999, -999999, 999, 9999, 99999, 999999)
 SENTINEL = "holds {} more than once, far from all other values: a code for a missing value? Leave such cells empty"
+ONE_LABEL = (
+    "every visit has the same label: nothing can be learned of it here, and no AUROC be told. Check the export; if the site is "
+    "like that, leave it as it is"
+)
 BLANK = "the mask marks no region at all. If there is something to mark, export the mask again; else leave it as it is"
 UNVALIDATED = (
     "no visit validates, so the site has no say in which round is best: it has too few patients. Add some, or let the site only "
@@ -45,11 +49,11 @@ FEWEST = 2
 
 
 def content_warnings(folder: Path, manifest: Manifest, cohort: Cohort) -> tuple[Finding, ...]:
-    """Returns what tells nothing or is doubtful in a hospital's files: columns, and masks that mark nothing.
+    """Returns what tells nothing or is doubtful in a hospital's files: columns, labels, and masks that mark nothing.
 
     Args as for :func:`column_warnings`.
     """
-    return (*column_warnings(folder, manifest, cohort), *mask_warnings(manifest, cohort))
+    return (*column_warnings(folder, manifest, cohort), *label_warnings(manifest, cohort), *mask_warnings(manifest, cohort))
 
 
 def column_warnings(folder: Path, manifest: Manifest, cohort: Cohort) -> tuple[Finding, ...]:
@@ -161,6 +165,20 @@ def split_warnings(manifest: Manifest, cohort: Cohort, split: SplitConfig) -> tu
     wanted = manifest.role == "train" and manifest.split is None and split.validation > 0
     silent = wanted and not len(cohort.part("validation"))
     return (Finding(manifest.patients, HEADER, manifest.patient, UNVALIDATED),) if silent else ()
+
+
+def label_warnings(manifest: Manifest, cohort: Cohort) -> tuple[Finding, ...]:
+    """Returns the columns of labels that are the same in all visits, classes or numbers.
+
+    Args:
+        manifest: What the folder says it holds.
+        cohort: Its patients, raw.
+    """
+    if cohort.task.type == "segmentation" or not cohort.labelled or len(cohort) < FEWEST:
+        return ()
+    same = (cohort.labels == cohort.labels[0]).reshape(len(cohort), -1).all(0).tolist()  # a column per output, or one of classes
+    columns = [manifest.labels[name] for name in cohort.task.label_columns]
+    return tuple(Finding(manifest.patients, HEADER, c, ONE_LABEL) for c, is_same in zip(columns, same, strict=True) if is_same)
 
 
 def mask_warnings(manifest: Manifest, cohort: Cohort) -> tuple[Finding, ...]:

@@ -15,7 +15,17 @@ from common.config import SplitConfig
 from common.data.cohort import Cohort, Finding
 from common.data.folder import open_cohort
 from common.data.manifest import load_manifest
-from common.data.quality import CONSTANT, EMPTY, SENTINEL, column_warnings, shared_patients, split_warnings, unit_warnings
+from common.data.quality import (
+    CONSTANT,
+    EMPTY,
+    ONE_LABEL,
+    SENTINEL,
+    column_warnings,
+    label_warnings,
+    shared_patients,
+    split_warnings,
+    unit_warnings,
+)
 from common.errors import ConsiliumError
 from common.task import Feature, Modality, Task
 from tests.common.samples import make_task, write_folder
@@ -113,6 +123,24 @@ def test_a_site_that_trains_and_is_too_small_to_validate_is_warned_and_no_other(
     assert "it has too few patients. Add some, or let the site only test" in finding.problem
     assert split_warnings(manifest, cohort, shares) == split_warnings(manifest, few, SplitConfig(validation=0)) == ()
     assert split_warnings(replace(manifest, role="evaluate"), few, shares) == ()
+
+
+def test_labels_that_are_the_same_in_all_visits_are_a_warning(tmp_path: Path) -> None:
+    def warned(folder: Path, task: Task) -> tuple[Finding, ...]:
+        manifest = load_manifest(folder)
+        return label_warnings(manifest, open_cohort(folder, manifest, task, SplitConfig(), 0))
+
+    alike = (Finding("patients.csv", 1, "death", ONE_LABEL),)
+    assert warned(write_genes(tmp_path / "ash", death=1), GENES) == warned(write_genes(tmp_path / "elm", death=0), GENES) == alike
+    assert warned(write_genes(tmp_path / "oak"), GENES) == ()
+    days = replace(GENES, type="regression")
+    assert warned(write_genes(tmp_path / "fir", death=3.5), days) == alike
+    kinds = replace(GENES, type="multiclass", outputs=("0", "1", "2"))
+    for name, classes, found in (("yew", 2, alike), ("bay", [i % 2 for i in range(20)], ())):
+        folder = write_genes(tmp_path / name, death=classes)
+        said = (folder / "manifest.yaml").read_text().replace("death: death", "class: death")
+        (folder / "manifest.yaml").write_text(said)
+        assert warned(folder, kinds) == found
 
 
 def test_a_column_of_another_file_is_found_in_that_file(tmp_path: Path) -> None:

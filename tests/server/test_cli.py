@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from common.arrays import write_json
 from common.errors import ConsiliumError
 from common.evaluation.results import load_results
-from server import cli
+from server import checkpoint, cli
+from server.run import read_config
+from server.summary import summary
 from tests.server import fakes
 from tests.server.fakes import Clock, Site
 
@@ -94,6 +97,16 @@ def test_what_the_hospitals_told_is_shown(undisturbed: Path) -> None:
     teaching = next(r for r in whole if r.method == "teachers" and r.site == student.site)
     assert row[2:5] == [str(student.n), f"{student.mean:.3f}", f"{teaching.mean:.3f}"]
     assert "Modality weights in the end" in shown.output
+
+
+def test_a_hospital_that_withheld_its_figures_is_named_with_their_number(undisturbed: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(undisturbed, tmp_path / "run")
+    state = checkpoint.load(run)
+    state.withheld = {"ash": 7, "birch": 0}
+    write_json(run / "results.json", summary(read_config(run), state).model_dump(mode="json"))
+    shown = CliRunner().invoke(cli.app, ["show", str(run)])
+    assert shown.output.count("Withheld combinations of a model and modalities") == 1 and ": ash 7\n" in shown.output
+    assert "Withheld" not in CliRunner().invoke(cli.app, ["show", str(undisturbed)]).output
 
 
 def test_a_run_that_has_not_finished_has_nothing_to_show(interrupted: Path) -> None:

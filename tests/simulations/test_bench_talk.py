@@ -78,14 +78,35 @@ def test_published_figures_stand_beside_real_patients_only(results: Results) -> 
     assert "bedside score" in said and "not found" in said
 
 
-def test_of_a_debug_run_no_difference_is_shown(results: Results) -> None:
+def test_of_a_debug_run_nothing_is_compared(results: Results) -> None:
     told = [dataclasses.asdict(a) for a in fakes.ABLATIONS]
     asked = dataclasses.replace(fakes.BENCHMARK, methods=("student", *(a.name for a in fakes.ABLATIONS)), published=())
-    ablation = build(all_cells(asked.methods), benchmark=asked, run=ABOUT | {"ablations": told}, every_pattern=True)
-    for found, words in ((results, ("better", "Paired differences")), (ablation, ("helps", "two other settings"))):
-        whole, cut_short = shown(found), shown(found, debug=True)
-        assert all(word in whole and word not in cut_short for word in words)
-        assert "no differences are shown" in cut_short
+    cells, about = all_cells(asked.methods), ABOUT | {"ablations": told}
+    ablations = [build(cells, benchmark=asked, run=about | {"debug": debug}, every_pattern=True) for debug in (False, True)]
+    methods = [results, build(all_cells(), run=ABOUT | {"debug": True})]
+    for (whole, cut_short), words in ((methods, ("better", "Paired differences")), (ablations, ("helps", "two other settings"))):
+        assert whole.comparisons and not cut_short.comparisons
+        assert all(word in shown(whole) and word not in shown(cut_short) for word in words)
+        assert "no differences are shown" in shown(cut_short)
+
+
+def test_a_run_of_which_no_cell_finished_says_why_and_no_more(results: Results) -> None:
+    said = shown(results.model_copy(update={"rows": [], "comparisons": []}), missing={"student-0-0": "all labels are the same"})
+    assert "MISSING student-0-0: all labels are the same" in said and "No cell finished" in said
+
+
+def test_test_visits_of_one_class_are_told_where_auroc_is_missing(results: Results) -> None:
+    rows = [r for r in results.rows if r.metric not in ("auroc", "auprc")]
+    left = [c for c in results.comparisons if c.metric not in ("auroc", "auprc")]
+    assert cli.ONE_CLASS in shown(results.model_copy(update={"rows": rows, "comparisons": left}))
+    assert cli.ONE_CLASS not in shown(results)
+
+
+def test_a_narrow_table_leaves_out_sizes_and_breaks_no_method(results: Results) -> None:
+    console = Console(file=io.StringIO(), width=80)
+    cli.show(results, Path("run"), console)
+    narrow = console.file.getvalue()
+    assert "parameters" not in narrow and "student-uniform" in narrow and "parameters" in shown(results)
 
 
 def test_a_summary_stands_before_the_table_of_differences(results: Results) -> None:

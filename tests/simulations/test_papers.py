@@ -302,7 +302,8 @@ def test_an_inferred_figure_stands_beside_what_it_was_inferred_from() -> None:
         assert "ShaSpec's mean with post-processing" in found.source and "LCKD" in found.source
 
 
-def test_tables_with_all_of_ours_fit_a_terminal_of_130_letters() -> None:
+@pytest.mark.parametrize(("width", "columns"), [(130, 6), (120, 5), (80, 2)])
+def test_tables_with_all_of_ours_have_as_many_columns_as_fit(width: int, columns: int, tmp_path: Path) -> None:
     benchmark = benchmarks()["metakd-brats2018"]
     names = ["all", *map(pattern_name, patterns(benchmark.modalities))]
     rows = [
@@ -312,13 +313,14 @@ def test_tables_with_all_of_ours_fit_a_terminal_of_130_letters() -> None:
         for o in (None, "et", "tc", "wt")
     ]
     ours = Results.model_validate(results() | {"benchmark": benchmark.name, "rows": rows})
-    table = papers.table_of(benchmark, {None: ours})
-    console = Console(file=io.StringIO(), width=130)
-    for part in table.parts:
-        console.print(papers._printed(part))
+    console = Console(file=io.StringIO(), width=width)
+    papers.print_paper("metakd", lambda asked, _: ours if asked.name == benchmark.name else None, console)
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert re.findall("±$|^ +0\\.003", said, re.MULTILINE) == [], "no cell is broken"
-    assert len(re.findall(r"^metakd-faithful +real data +240 +0\.500 ± 0\.003", said, re.MULTILINE)) == len(table.parts)
+    parts = papers.table_of(benchmark, {None: ours}, columns).parts
+    assert max(len(part.head) for part in parts) == 3 + columns
+    whole = re.findall(r"^metakd-faithful +real data +240 +0\.500 ± 0\.003.*$", said, re.MULTILINE)
+    assert len(whole) == len(parts) and max(line.count("0.500 ± 0.003") for line in whole) == columns
 
 
 def published(name: str) -> dict[tuple[str, str, str | None, int | None], Published]:
