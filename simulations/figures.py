@@ -238,8 +238,9 @@ def _weights(results: Results, frame: pd.DataFrame) -> Figure:
         kept = f"\nin the end equal weights are kept{cells}" if equal else ""
         axes.set(title=f"{method} ({_count(n)}){kept}", xlabel="updates of the weights since the start")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[0].set_ylim(0, HEADROOM * panels[0].get_ylim()[1])  # all panels share it
     for axes in grid[:, 0]:
-        axes.set(ylabel="modality weight (they sum to 1)", ylim=(0, HEADROOM * axes.get_ylim()[1]))
+        axes.set(ylabel="modality weight (they sum to 1)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     _title(figure, results, "modality weights over time, mean over cells (seeds x folds), band: ± 1 SD")
     return figure
